@@ -1,0 +1,74 @@
+"""The README.md of an artifact, written from its manifest alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_METRIC_NAMES = {"f1": "F1", "accuracy": "accuracy", "entity_f1": "entity F1"}
+
+
+def model_card(manifest: Mapping[str, Any]) -> str:
+    """Return the model card of a manifest as Markdown."""
+    architecture, task, size = manifest["architecture"], manifest["task"], manifest["size"]
+    lines = [
+        f"# {manifest['name']}",
+        "",
+        f"A sparse, 8-bit {architecture['family']} encoder for {task['name']}: "
+        f"{architecture['layers']} layers, "
+        f"{architecture['hidden']} wide; "
+        f"{100 * manifest['sparsity']['overall']:.1f} % of its encoder weights are zero.",
+        "Made and served by sparselane.",
+        "",
+        *_quality(manifest["quality"]),
+        "## Size",
+        "",
+        "| | bytes | times smaller than dense float32 |",
+        "|---|---|---|",
+        f"| encoder | {size['encoder_bytes']:,} | {size['ratio_encoder']:.1f} |",
+        f"| encoder, surviving values alone | | {size['ratio_encoder_values']:.1f} |",
+        f"| whole model | {size['total_bytes']:,} | {size['ratio_total']:.1f} |",
+        "",
+        *_provenance(manifest["provenance"], task),
+    ]
+    return "\n".join(lines)
+
+
+def _quality(quality: Mapping[str, Any]) -> list[str]:
+    if quality["dataset"] is None:
+        return ["Quality: not measured.", ""]
+    metric = _METRIC_NAMES.get(quality["metric"], quality["metric"])
+    rows = [
+        ("dense teacher, float32", "dense"),
+        ("sparse, float32", "sparse"),
+        ("sparse, int8 (this model)", "quantized"),
+    ]
+    return [
+        "## Quality",
+        "",
+        f"{metric} on {quality['dataset']} {quality['split']}, {quality['examples']} examples:",
+        "",
+        "| model | " + metric + " |",
+        "|---|---|",
+        *(f"| {name} | {quality[key]:.4g} |" for name, key in rows if quality[key] is not None),
+        "",
+    ]
+
+
+def _provenance(provenance: Mapping[str, Any], task: Mapping[str, Any]) -> list[str]:
+    lines = [
+        "## Origin",
+        "",
+        f"Base checkpoint: {provenance['base_checkpoint'] or 'not recorded'}. Date: {provenance['date']}.",
+        "",
+    ]
+    if task["labels"]:
+        lines += ["Labels: " + ", ".join(task["labels"]) + ".", ""]
+    if provenance["data"]:
+        lines += ["Trained on:", ""]
+        lines += [f"* {data['name']}: {data['licence']}. {data['source']}" for data in provenance["data"]]
+        lines.append("")
+    if provenance["minutes"]:
+        minutes = ", ".join(f"{stage} {spent:.0f}" for stage, spent in provenance["minutes"].items())
+        lines += [f"Minutes of training: {minutes}.", ""]
+    if provenance["recipe"]:
+        lines += ["## Recipe", "", "```toml", provenance["recipe"].rstrip(), "```", ""]
+    return lines

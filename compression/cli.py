@@ -1,0 +1,165 @@
+"""The command line `sparselane-compress`: check, run, export, evaluate."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="sparselane-compress",
+    help="Make a dense BERT into a sparse, 8-bit artifact.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_Data = Annotated[
+    Path, typer.Option("--data", envvar="SPARSELANE_DATA", help="Folder that the recipe's data files lie in.")
+]
+_Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 = what the machine's quota allows.")]
+
+
+@app.command()
+def check(recipe: Annotated[Path, typer.Argument(help="Recipe (TOML).")], data: _Data = Path()) -> None:
+    """Check a recipe, its data and its checkpoint without training."""
+    from compression.recipe import load_recipe
+
+    with _clear_errors():
+        from tempfile import TemporaryDirectory
+
+        from compression.batches import plan_batches
+        from compression.run import prepare
+
+        loaded = load_recipe(recipe)
+        with TemporaryDirectory() as scratch:
+            run = prepare(loaded, recipe.read_text(encoding="utf-8"), data, Path(scratch))
+    lengths = [len(window.ids) for window in run.train_windows]
+    typer.echo(f"{loaded.name}: {loaded.task.name} from {loaded.checkpoint}")
+    typer.echo(f"training   {len(lengths):>9,} windows, {sum(lengths):,} tokens")
+    typer.echo(f"validation {len(run.windows):>9,} windows of {len(run.examples):,} examples")
+    stages = (("teacher", loaded.teacher), ("prune", loaded.prune.training), ("quantize", loaded.quantize.training))
+    for name, training in stages:
+        steps = len(plan_batches(lengths, training.batch_size, training.epochs, loaded.seed))
+        typer.echo(f"{name:<10} {steps:>9,} steps of {training.batch_size} windows ({training.epochs:g} epochs)")
+
+
+@app.command(name="run")
+def run_recipe(
+    recipe: Annotated[Path, typer.Argument(help="Recipe (TOML).")],
+    data: _Data = Path(),
+    run_folder: Annotated[
+        Path | None, typer.Option("--run-folder", help="Default: runs/NAME. A stopped run goes on.")
+    ] = None,
+    threads: _Threads = 0,
+) -> None:
+    """Train a teacher, prune, quantize, export and evaluate; call again after a stop to go on."""
+    with _clear_errors():
+        import torch
+        from transformers.utils import logging
+
+        import engine
+        from compression import run as stages
+        from compression.publish import publish
+        from compression.recipe import load_recipe
+
+        # Our own bars show the training; those for loading and saving weights would bury them.
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        threads = threads or engine.threads_from_quota()
+        torch.set_num_threads(threads)
+        loaded = load_recipe(recipe)
+        folder = run_folder or Path("runs") / loaded.name
+        prepared = stages.prepare(loaded, recipe.read_text(encoding="utf-8"), data, folder)
+        teacher = stages.fit_teacher(prepared)
+        pruned = stages.fit_pruned(prepared, teacher)
+        stages.fit_quantized(prepared, teacher, pruned)
+        artifact = publish(prepared, threads)
+        quality = engine.read_manifest(artifact).raw["quality"]
+    typer.echo(
+        f"{artifact}: {quality['metric']} on {quality['dataset']} {quality['split']}: dense {quality['dense']}, "
+        f"sparse {quality['sparse']}, artifact {quality['quantized']}"
+    )
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Local folder, hub name or package:NAME/PATH of a fine-tuned model.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the artifact to.")],
+    task: Annotated[
+        str, typer.Option("--task", help="question-answering, text-classification or token-classification.")
+    ],
+    name: Annotated[
+        str, typer.Option("--name", help="The model's name in the service; default: the folder's name.")
+    ] = "",
+    window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 384,
+    stride: Annotated[int, typer.Option("--stride", help="Tokens that neighbouring windows share.")] = 128,
+) -> None:
+    """Export a fine-tuned checkpoint as it is: exact zeros become the pattern, the rest is rounded to int8."""
+    with _clear_errors():
+        from compression.checkpoint import load_finetuned, load_tokenizer
+        from compression.export import Origin, export_model
+        from compression.recipe import Task, check_task
+
+        model, outputs = load_finetuned(checkpoint, task)
+        settings = Task(name=task, window=min(window, model.config.max_position_embeddings), stride=stride)
+        check_task(settings, labels=False)
+        origin = Origin(name or out.name, provenance={"base_checkpoint": checkpoint})
+        export_model(model, load_tokenizer(checkpoint).to_str(), settings, outputs, origin, out)
+        import engine
+
+        manifest = engine.read_manifest(out)
+    size = manifest.raw["size"]
+    typer.echo(
+        f"{out}: {100 * manifest.raw['sparsity']['overall']:.1f} % zeros, {size['total_bytes']:,} bytes, "
+        f"encoder {size['ratio_encoder']:.1f} times smaller than dense float32"
+    )
+
+
+@app.command()
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
+    examples: Annotated[Path, typer.Argument(help="SQuAD JSON, TSV or CoNLL file, as the artifact's task needs.")],
+    threads: _Threads = 0,
+) -> None:
+    """Judge an artifact through the engine on a data file."""
+    with _clear_errors():
+        from tokenizers import Tokenizer
+
+        import engine
+        from compression.data import read_examples
+        from compression.encode import Encoder, prepare_tokenizer
+        from compression.evaluate import evaluate as judge
+        from compression.export import engine_predictor, task_of
+
+        model = engine.load(artifact, threads=threads or None)
+        task = task_of(model.manifest)
+        read = read_examples(examples, task)
+        architecture = model.manifest.architecture
+        tokenizer = prepare_tokenizer(Tokenizer.from_file(str(artifact / "tokenizer.json")), architecture.vocabulary)
+        windows = Encoder(tokenizer, task, uses_types=architecture.types > 0).windows(read)
+        scores = judge(engine_predictor(model), windows, read, task, name=artifact.name).scores
+    typer.echo(
+        f"{artifact}: {len(read):,} examples: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
+    )
+
+
+class _clear_errors:  # noqa: N801, reads as a statement
+    """Print the errors a user can mend as one line and exit with 2; let all others show their trace."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if error is None:
+            return
+        import engine
+        from compression.checkpoint import CheckpointError
+        from compression.data import DataError
+        from compression.recipe import RecipeError
+        from compression.train import TrainingError
+
+        if isinstance(error, (RecipeError, DataError, CheckpointError, TrainingError, engine.ArtifactError)):
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(2)

@@ -1,0 +1,156 @@
+"""Examples to windows of tokens with training targets: tokenization and windowing, no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from compression.data import DataError, Example, QuestionExample, TaggedExample, TextExample, tags_of
+from compression.recipe import Task
+
+# Positions that carry no target; the value that torch's cross-entropy skips.
+IGNORED = -100
+# A question is cut to this many tokens in training, as transformers' pipeline documents (max_question_len).
+MAX_QUESTION_TOKENS = 64
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One sequence for the encoder, of T tokens.
+
+    `ids`, `types`: int32 [T]. `targets`: int32, [1] class, or [2] first and last answer token, or [T] tag (IGNORED
+    where a token starts no piece of a word). `places`: int32; question answering [T, 2] code points of each context
+    token, (-1, -1) elsewhere; token classification [T, 1] the word that a token starts, -1 elsewhere; else [0].
+    """
+
+    example: int
+    ids: Ints
+    types: Ints
+    targets: Ints
+    places: Ints
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Cuts the examples of a task into windows; `tokenizer` must neither pad nor truncate, see `prepare_tokenizer`."""
+
+    tokenizer: Tokenizer
+    task: Task
+    uses_types: bool
+
+    def windows(self, examples: Sequence[Example]) -> list[Window]:
+        """Return the windows of all examples, in order; every token of a context, text or sentence is in one."""
+        encode = {
+            "question-answering": self._question,
+            "text-classification": self._text,
+            "token-classification": self._sentence,
+        }[self.task.name]
+        return [window for number, example in enumerate(examples) for window in encode(number, example)]
+
+    def _question(self, number: int, example: Example) -> list[Window]:
+        assert isinstance(example, QuestionExample)
+        question = self.tokenizer.encode(example.question, add_special_tokens=False).ids[:MAX_QUESTION_TOKENS]
+        context = self.tokenizer.encode(example.context, add_special_tokens=False)
+        offsets = np.array(context.offsets, np.int32).reshape(-1, 2)
+        room = self.task.window - len(question) - 3
+        answer = _token_span(offsets, *example.answers[0])
+        result = []
+        for start, end in _cuts(len(context.ids), room, min(self.task.stride, room // 2)):
+            head = [self._cls, *question, self._sep]
+            ids = np.array([*head, *context.ids[start:end], self._sep], np.int32)
+            types = np.zeros_like(ids)
+            types[len(head) :] = 1 if self.uses_types else 0
+            places = np.full((len(ids), 2), -1, np.int32)
+            places[len(head) : -1] = offsets[start:end]
+            inside = start <= answer[0] and answer[1] < end
+            # A window without the answer is taught to point at [CLS], as in SQuAD fine-tuning of BERT.
+            targets = np.array(answer, np.int32) + len(head) - start if inside else np.zeros(2, np.int32)
+            result.append(Window(number, ids, types, targets, places))
+        return result
+
+    def _text(self, number: int, example: Example) -> list[Window]:
+        assert isinstance(example, TextExample)
+        tokens = self.tokenizer.encode(example.text, add_special_tokens=False).ids
+        result = []
+        for start, end in _cuts(len(tokens), self.task.window - 2, self.task.stride):
+            ids = np.array([self._cls, *tokens[start:end], self._sep], np.int32)
+            target = np.array([example.label], np.int32)
+            result.append(Window(number, ids, np.zeros_like(ids), target, np.empty(0, np.int32)))
+        return result
+
+    def _sentence(self, number: int, example: Example) -> list[Window]:
+        assert isinstance(example, TaggedExample)
+        numbers = {tag: i for i, tag in enumerate(tags_of(self.task.labels))}
+        tokens: list[int] = []
+        targets: list[int] = []
+        starts: list[int] = []
+        for place, (word, tag) in enumerate(zip(example.words, example.tags, strict=True)):
+            encoding = self.tokenizer.encode(word, add_special_tokens=False)
+            pieces: list[int | None] = encoding.word_ids
+            for i, token in enumerate(encoding.ids):
+                tokens.append(token)
+                starts.append(place if i == 0 else -1)
+                # "all-rounder" is one word here but three pieces to the tokenizer, and plain text at serving time has
+                # only pieces: each piece's first token carries the tag, I- after the first piece.
+                first = i == 0 or pieces[i] != pieces[i - 1]
+                targets.append(numbers[tag if i == 0 else tag.replace("B-", "I-")] if first else IGNORED)
+        result = []
+        for start, end in _cuts(len(tokens), self.task.window - 2, self.task.stride):
+            ids = np.array([self._cls, *tokens[start:end], self._sep], np.int32)
+            target = np.array([IGNORED, *targets[start:end], IGNORED], np.int32)
+            places = np.array([-1, *starts[start:end], -1], np.int32)[:, None]
+            result.append(Window(number, ids, np.zeros_like(ids), target, places))
+        return result
+
+    @property
+    def _cls(self) -> int:
+        return special_id(self.tokenizer, "[CLS]")
+
+    @property
+    def _sep(self) -> int:
+        return special_id(self.tokenizer, "[SEP]")
+
+
+def special_id(tokenizer: Tokenizer, token: str) -> int:
+    """Return the id of a special token. Raises DataError where the vocabulary has none: not a BERT tokenizer."""
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise DataError(f"the tokenizer has no {token} token; only BERT-style WordPiece vocabularies are supported")
+    return int(number)
+
+
+def prepare_tokenizer(tokenizer: Tokenizer, vocabulary: int) -> Tokenizer:
+    """Turn off padding and truncation, and check the vocabulary against the model's number of embeddings.
+
+    Raises:
+        DataError: more tokens than embeddings, or ordinary words map to [UNK] (a vocabulary that was not loaded).
+    """
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if tokenizer.get_vocab_size() > vocabulary:
+        raise DataError(
+            f"the tokenizer has {tokenizer.get_vocab_size()} tokens, the model only {vocabulary} embeddings"
+        )
+    unknown = special_id(tokenizer, "[UNK]")
+    if all(token == unknown for token in tokenizer.encode("a e i o n", add_special_tokens=False).ids):
+        raise DataError("the tokenizer maps plain letters to [UNK]: its vocabulary was not loaded")
+    return tokenizer
+
+
+def _cuts(length: int, room: int, stride: int) -> list[tuple[int, int]]:
+    """Cover `length` tokens with windows of at most `room`, neighbours sharing `stride`; one window even if empty."""
+    cuts = [(0, min(room, length))]
+    while cuts[-1][1] < length:
+        start = cuts[-1][1] - stride
+        cuts.append((start, min(start + room, length)))
+    return cuts
+
+
+def _token_span(offsets: Ints, start: int, text: str) -> tuple[int, int]:
+    """First and last token that overlap the answer's code points; (-1, -1) where no token does."""
+    inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < start + len(text)))
+    return (int(inside[0]), int(inside[-1])) if len(inside) else (-1, -1)

@@ -1,0 +1,78 @@
+"""How good a model is: predictions, whoever makes them, judged the same way."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from compression import decode, metrics
+from compression.batches import plan_evaluation
+from compression.checkpoint import model_labels
+from compression.data import Example, QuestionExample, TaggedExample, TextExample
+from compression.encode import Window
+from compression.objective import collate, logits_of
+from compression.recipe import Task
+
+# Logits of some windows: [C] each for text classification, [T, C] each otherwise.
+Predict = Callable[[Sequence[Window]], list[decode.Floats]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Scores by metric name, and one prediction an example (class, tags, or (start, end, margin))."""
+
+    scores: dict[str, float]
+    predictions: list[object]
+
+
+def torch_predictor(model: PreTrainedModel) -> Predict:
+    """Predict with a torch model, as it is (fake quantization included where it is switched on)."""
+
+    @torch.no_grad()
+    def predict(windows: Sequence[Window]) -> list[decode.Floats]:
+        model.train(False)
+        logits = logits_of(model, collate(windows, model.device)).float().cpu().numpy()
+        if logits.ndim == 2:
+            return list(logits)
+        return [row[: len(window.ids)] for row, window in zip(logits, windows, strict=True)]
+
+    return predict
+
+
+def evaluate(
+    predict: Predict,
+    windows: Sequence[Window],
+    examples: Sequence[Example],
+    task: Task,
+    *,
+    name: str,
+    batch_size: int = 32,
+) -> Report:
+    """Predict every window and score the examples; `name` labels the progress bar."""
+    logits: list[decode.Floats] = [np.empty(0, np.float32)] * len(windows)
+    for batch in tqdm(plan_evaluation([len(w.ids) for w in windows], batch_size), desc=name, mininterval=1.0):
+        for number, values in zip(batch, predict([windows[i] for i in batch]), strict=True):
+            logits[number] = values
+    return score(windows, logits, examples, task)
+
+
+def score(
+    windows: Sequence[Window], logits: Sequence[decode.Floats], examples: Sequence[Example], task: Task
+) -> Report:
+    """Turn logits into predictions and metrics."""
+    if task.name == "text-classification":
+        classes = decode.best_classes(windows, logits, len(examples))
+        expected = [example.label for example in examples if isinstance(example, TextExample)]
+        return Report({"accuracy": metrics.accuracy(classes, expected)}, list(classes))
+    if task.name == "token-classification":
+        tags = decode.best_tags(windows, logits, examples, model_labels(task))
+        truth = [example.tags for example in examples if isinstance(example, TaggedExample)]
+        return Report({"entity_f1": metrics.entity_f1(tags, truth)}, list(tags))
+    spans = decode.best_spans(windows, logits, examples, task.max_answer_tokens)
+    questions = [example for example in examples if isinstance(example, QuestionExample)]
+    guesses = [question.context[start:end] for question, (start, end, _) in zip(questions, spans, strict=True)]
+    exact, f1 = metrics.squad_scores(guesses, [[text for _, text in question.answers] for question in questions])
+    return Report({"exact_match": exact, "f1": f1}, list(spans))

@@ -1,0 +1,84 @@
+"""What training minimizes: the task's cross-entropy and the divergence from the teacher."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from compression.encode import IGNORED, Window
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B windows padded to T tokens: `ids`, `types`, `attended` [B, T]; `targets` [B, 1], [B, 2] or [B, T]."""
+
+    ids: Tensor
+    types: Tensor
+    attended: Tensor
+    targets: Tensor
+
+
+def collate(windows: Sequence[Window], device: torch.device) -> Batch:
+    """Pad windows on the right to the longest of them; padded targets are IGNORED."""
+    longest = max(len(window.ids) for window in windows)
+    per_token = len(windows[0].targets) == len(windows[0].ids)
+    ids = np.zeros((3, len(windows), longest), np.int64)
+    targets = np.full((len(windows), longest if per_token else len(windows[0].targets)), IGNORED, np.int64)
+    for row, window in enumerate(windows):
+        length = len(window.ids)
+        ids[0, row, :length], ids[1, row, :length], ids[2, row, :length] = window.ids, window.types, 1
+        targets[row, : len(window.targets)] = window.targets
+    tensors = [torch.from_numpy(array).to(device) for array in (*ids, targets)]
+    return Batch(*tensors)
+
+
+def logits_of(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Run a model; [B, classes] for text classification, [B, T, tags] for NER, [B, T, 2] for question answering."""
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.attended}
+    if getattr(model.config, "type_vocab_size", 0):
+        inputs["token_type_ids"] = batch.types
+    output = model(**inputs)
+    if "start_logits" in output:
+        return torch.stack((output.start_logits, output.end_logits), dim=-1)
+    logits: Tensor = output.logits
+    return logits
+
+
+def task_loss(task: str, logits: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy with the targets: over examples, labelled tokens, or starts and ends of answers."""
+    if task == "question-answering":
+        # Padding may not be chosen: softmax runs over the tokens of the window.
+        masked = logits.masked_fill(batch.attended.unsqueeze(-1) == 0, float("-inf"))
+        losses = [functional.cross_entropy(masked[..., side], batch.targets[:, side]) for side in (0, 1)]
+        return (losses[0] + losses[1]) / 2
+    if task == "token-classification":
+        return functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+    return functional.cross_entropy(logits, batch.targets[:, 0])
+
+
+def distillation_loss(task: str, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)): Hinton et al., arXiv 1503.02531, as in Prune Once for All.
+
+    Mean over examples (classification), over tokens that are not padding (NER), over start and end distributions
+    on the tokens of the window (question answering).
+    """
+    if task == "question-answering":
+        padding = (batch.attended == 0).unsqueeze(-1)
+        # A finite floor: -inf minus -inf would be NaN inside the divergence. exp(-1e4 / T) is 0 in float32.
+        student, teacher = (
+            logits.masked_fill(padding, -1e4).transpose(1, 2).flatten(0, 1) for logits in (student, teacher)
+        )
+    elif task == "token-classification":
+        real = batch.attended.bool()
+        student, teacher = student[real], teacher[real]
+    divergence = functional.kl_div(
+        functional.log_softmax(student / temperature, dim=-1),
+        functional.log_softmax(teacher / temperature, dim=-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return divergence * temperature**2

@@ -1,0 +1,79 @@
+"""The last step of a run: the quantized checkpoint becomes an artifact, judged through the engine."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import engine
+from compression import prune
+from compression.checkpoint import encoder_matrices, load_model, model_labels
+from compression.encode import Encoder
+from compression.evaluate import Report, evaluate
+from compression.export import Origin, engine_predictor, export_model
+from compression.golden import answer_golden
+from compression.metrics import HEADLINE
+from compression.plots import draw_run
+from compression.run import Prepared, full_quality, headline
+from compression.train import append_metrics, read_metrics
+
+
+def publish(run: Prepared, threads: int | None = None) -> Path:
+    """Export, judge and document a finished run; return the artifact's folder `run.folder`/artifact.
+
+    The artifact is first written without quality and golden answers, since both are read off the artifact itself
+    through the engine, then written again with them.
+    """
+    recipe = run.recipe
+    model = load_model(str(run.folder / "quantized"), recipe.task)
+    outputs = model_labels(recipe.task)
+    tokenizer_json = run.tokenizer.to_str()
+    draft, final = run.folder / "artifact.draft", run.folder / "artifact"
+    export_model(model, tokenizer_json, recipe.task, outputs, Origin(recipe.name), draft)
+    predict = engine_predictor(engine.load(draft, threads=threads))
+    judged = evaluate(predict, run.windows, run.examples, recipe.task, name="artifact")
+    append_metrics(run.folder, {"stage": "artifact", "full": judged.scores})
+    encoder = Encoder(run.tokenizer, recipe.task, uses_types=bool(getattr(model.config, "type_vocab_size", 0)))
+    origin = Origin(
+        recipe.name,
+        quality=_quality(run, judged),
+        provenance=_provenance(run),
+        golden=answer_golden(predict, encoder, recipe.golden),
+    )
+    export_model(model, tokenizer_json, recipe.task, outputs, origin, final)
+    shutil.rmtree(draft)
+    draw_run(run.folder, prune.sparsity(encoder_matrices(model)))
+    return final
+
+
+def _quality(run: Prepared, judged: Report) -> dict[str, Any]:
+    recipe = run.recipe
+    return {
+        "dataset": recipe.data.dataset,
+        "split": recipe.data.split,
+        "examples": len(run.examples),
+        "metric": HEADLINE[recipe.task.name],
+        "dense": round(headline(recipe, full_quality(run, run.folder / "teacher")), 4),
+        "sparse": round(headline(recipe, full_quality(run, run.folder / "pruned")), 4),
+        "quantized": round(headline(recipe, judged.scores), 4),
+    }
+
+
+def _provenance(run: Prepared) -> dict[str, Any]:
+    recipe = run.recipe
+    return {
+        "base_checkpoint": recipe.checkpoint,
+        "recipe": (run.folder / "recipe.toml").read_text(encoding="utf-8"),
+        "seeds": [recipe.seed],
+        "data": [{"name": s.name, "licence": s.licence, "source": s.source} for s in recipe.data.sources],
+        "minutes": training_minutes(list(read_metrics(run.folder))),
+    }
+
+
+def training_minutes(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Sum the wall-clock minutes of each stage over all its sessions."""
+    minutes: dict[str, float] = {}
+    for line in lines:
+        if "minutes" in line:
+            minutes[line["stage"]] = round(minutes.get(line["stage"], 0.0) + line["minutes"], 2)
+    return minutes

@@ -1,0 +1,90 @@
+"""The engine's arithmetic in torch: fake quantization whose gradient is the identity (straight-through)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from compression.checkpoint import embedding_tables, encoder_matrices
+
+# Weights stay in [-64, 64] so that two u8 x s8 products never saturate int16 on AVX2 (255 * 64 * 2 < 32 768).
+WEIGHT_LEVELS = 64
+EMBEDDING_LEVELS = 127
+ACTIVATION_LEVELS = 255
+
+
+class _FakeQuantizeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, weight: Tensor, levels: int) -> Tensor:
+        scale = weight.abs().amax(dim=-1, keepdim=True) / levels
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        return (weight / scale).round_().clamp_(-levels, levels).mul_(scale)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def fake_quantize_rows(weight: Tensor, levels: int) -> Tensor:
+    """Round a [rows, columns] tensor to `levels` steps each side of zero, symmetric, one scale a row; zeros stay zero.
+
+    Every value lies inside the range, nothing is clipped, so the straight-through gradient is the identity.
+    """
+    result: Tensor = _FakeQuantizeRows.apply(weight, levels)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _FakeQuantizeTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        low = x.amin(dim=-1, keepdim=True).clamp_(max=0.0)
+        high = x.amax(dim=-1, keepdim=True).clamp_(min=0.0)
+        scale = (high - low) / ACTIVATION_LEVELS
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        zero = (-low / scale).round_()
+        return (x / scale).round_().add_(zero).clamp_(0, ACTIVATION_LEVELS).sub_(zero).mul_(scale)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def fake_quantize_tokens(x: Tensor) -> Tensor:
+    """Round [..., features] to uint8 steps, asymmetric, with a scale and zero point per token, as the engine does.
+
+    The range is the token's own minimum and maximum widened to contain 0, so the straight-through gradient is the
+    identity here too.
+    """
+    result: Tensor = _FakeQuantizeTokens.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer in the engine's arithmetic; its parameters and their names are nn.Linear's."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, torch's name
+        """Map [..., in] to [..., out]."""
+        weight = fake_quantize_rows(self.weight, WEIGHT_LEVELS)
+        return functional.linear(fake_quantize_tokens(input), weight, self.bias)
+
+
+class QuantizedEmbedding(nn.Embedding):
+    """An embedding table with int8 rows; its parameter and its name are nn.Embedding's."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002, torch's name
+        """Map ids [...] to rows [..., width]; only the rows that are read are rounded."""
+        return fake_quantize_rows(super().forward(input), EMBEDDING_LEVELS)
+
+
+def quantize_model(model: PreTrainedModel) -> None:
+    """Switch encoder matrices and embeddings to the engine's arithmetic, in place.
+
+    Only the classes change: parameters, their names and the state dict stay those of the transformers model, so an
+    optimizer made before, `save_pretrained` and `from_pretrained` keep working.
+    """
+    for matrix in encoder_matrices(model).values():
+        matrix.__class__ = QuantizedLinear
+    for table in embedding_tables(model).values():
+        table.__class__ = QuantizedEmbedding

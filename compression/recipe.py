@@ -1,0 +1,247 @@
+"""What is to be done: one TOML file read into frozen dataclasses, every value checked before any work."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+TaskName = Literal["question-answering", "text-classification", "token-classification"]
+TASKS: tuple[TaskName, ...] = typing.get_args(TaskName)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message says which key, its value, and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the model answers. `labels` are class names, or entity groups for token classification."""
+
+    name: str
+    labels: tuple[str, ...] = ()
+    window: int = 128
+    stride: int = 32
+    max_answer_tokens: int = 30
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set to credit in the model card."""
+
+    name: str
+    licence: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """Files, relative to the data folder given on the command line, and their credits."""
+
+    dataset: str
+    train: str
+    validation: str
+    split: str = "dev"
+    train_limit: int = 0
+    validation_limit: int = 0
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
+class Training:
+    """Hyperparameters of one fine-tuning run (AdamW, linear warm-up, linear decay to zero)."""
+
+    epochs: float
+    learning_rate: float
+    batch_size: int = 32
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    dropout: float = 0.1
+    freeze_embeddings: bool = False
+    gradient_accumulation: int = 1
+    mixed_precision: str = "no"
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Weights of the loss: task * cross-entropy + teacher * T^2 KL(teacher || student), see `objective`."""
+
+    task: float = 0.5
+    teacher: float = 0.5
+    temperature: float = 2.0
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Gradual magnitude pruning: cubic from 0 to `sparsity` between two shares of the steps, then frozen."""
+
+    sparsity: float
+    training: Training
+    distillation: Distillation = field(default_factory=Distillation)
+    start: float = 0.0
+    end: float = 0.7
+    update_every: int = 20
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Quantization-aware training with the pattern locked."""
+
+    training: Training
+    distillation: Distillation = field(default_factory=Distillation)
+
+
+@dataclass(frozen=True)
+class Golden:
+    """An input that the finished model is asked at export; a server asks it again at load and compares."""
+
+    text: str = ""
+    question: str = ""
+    context: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run: base checkpoint, task, data, and the stages teacher, prune, quantize."""
+
+    name: str
+    checkpoint: str
+    task: Task
+    data: Data
+    teacher: Training
+    prune: Prune
+    quantize: Quantize
+    seed: int = 42
+    golden: tuple[Golden, ...] = ()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        RecipeError: unreadable file, bad TOML, an unknown or missing key, a wrong type, a value out of range.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}") from error
+    return parse_recipe(text, str(path))
+
+
+def parse_recipe(text: str, where: str = "recipe") -> Recipe:
+    """Parse the text of a recipe; `where` names it in errors. Raises RecipeError as `load_recipe` does."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{where}: not valid TOML: {error}") from error
+    try:
+        recipe: Recipe = _build(Recipe, table, "")
+        _check_values(recipe)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    return recipe
+
+
+def _build(cls: Any, table: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
+            raise RecipeError(
+                f"unknown key '{prefix}{key}'; did you mean '{prefix}{near[0]}'? (known: {', '.join(hints)})"
+            )
+    for known in dataclasses.fields(cls):
+        optional = known.default is not dataclasses.MISSING or known.default_factory is not dataclasses.MISSING
+        if known.name not in table and not optional:
+            raise RecipeError(f"missing key '{prefix}{known.name}'")
+    return cls(**{key: _convert(hints[key], value, prefix + key) for key, value in table.items()})
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise RecipeError(f"'{key}' must be a table, got {value!r}")
+        return _build(kind, value, key + ".")
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise RecipeError(f"'{key}' must be a list, got {value!r}")
+        return tuple(_convert(typing.get_args(kind)[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+    if kind is float and type(value) is int:
+        return float(value)
+    # bool is an int to Python, but `epochs = true` is a mistake.
+    if isinstance(kind, types.UnionType) or type(value) is not kind:
+        raise RecipeError(f"'{key}' must be {kind.__name__}, got {value!r}")
+    return value
+
+
+def _check_values(recipe: Recipe) -> None:
+    check_task(recipe.task)
+    for key, training in (
+        ("teacher", recipe.teacher),
+        ("prune.training", recipe.prune.training),
+        ("quantize.training", recipe.quantize.training),
+    ):
+        _check_training(key, training)
+    for key, distillation in (("prune", recipe.prune.distillation), ("quantize", recipe.quantize.distillation)):
+        _require(distillation.temperature > 0, f"{key}.distillation.temperature", distillation.temperature, "> 0")
+        _require(distillation.task >= 0, f"{key}.distillation.task", distillation.task, ">= 0")
+        _require(distillation.teacher >= 0, f"{key}.distillation.teacher", distillation.teacher, ">= 0")
+        total = distillation.task + distillation.teacher
+        _require(total > 0, f"{key}.distillation task + teacher", total, "> 0, else there is no loss")
+    prune = recipe.prune
+    _require(0 <= prune.sparsity < 1, "prune.sparsity", prune.sparsity, "in [0, 1)")
+    _require(
+        0 <= prune.start < prune.end <= 1, "prune.start, prune.end", (prune.start, prune.end), "0 <= start < end <= 1"
+    )
+    _require(prune.update_every >= 1, "prune.update_every", prune.update_every, ">= 1 step")
+    for number, golden in enumerate(recipe.golden):
+        keys = {key for key, value in dataclasses.asdict(golden).items() if value}
+        wanted = {"question", "context"} if recipe.task.name == "question-answering" else {"text"}
+        _require(
+            keys == wanted, f"golden[{number}]", sorted(keys), f"a table of {sorted(wanted)} for {recipe.task.name}"
+        )
+    for key in ("train_limit", "validation_limit"):
+        _require(getattr(recipe.data, key) >= 0, f"data.{key}", getattr(recipe.data, key), ">= 0 (0 = all)")
+
+
+def check_task(task: Task, *, labels: bool = True) -> None:
+    """Check a task's values; its labels only where the recipe gives them. Raises RecipeError."""
+    if task.name not in TASKS:
+        near = difflib.get_close_matches(task.name, TASKS, n=1, cutoff=0.0)[0]
+        raise RecipeError(f"'task.name' is {task.name!r}; did you mean '{near}'? (known: {', '.join(TASKS)})")
+    if labels and task.name == "question-answering":
+        _require(not task.labels, "task.labels", list(task.labels), "absent for question answering")
+    elif labels:
+        fewest = 2 if task.name == "text-classification" else 1
+        _require(len(task.labels) >= fewest, "task.labels", list(task.labels), f"at least {fewest} names")
+        _require(len(set(task.labels)) == len(task.labels), "task.labels", list(task.labels), "without repetition")
+    _require(task.window >= 16, "task.window", task.window, ">= 16 tokens")
+    _require(0 <= task.stride < task.window - 8, "task.stride", task.stride, f"in [0, {task.window - 8})")
+    _require(task.max_answer_tokens >= 1, "task.max_answer_tokens", task.max_answer_tokens, ">= 1")
+
+
+def _check_training(key: str, training: Training) -> None:
+    _require(training.epochs > 0, f"{key}.epochs", training.epochs, "> 0")
+    _require(0 < training.learning_rate < 1, f"{key}.learning_rate", training.learning_rate, "in (0, 1)")
+    _require(training.batch_size >= 1, f"{key}.batch_size", training.batch_size, ">= 1")
+    _require(0 <= training.warmup < 1, f"{key}.warmup", training.warmup, "in [0, 1), a share of the steps")
+    _require(training.weight_decay >= 0, f"{key}.weight_decay", training.weight_decay, ">= 0")
+    _require(training.max_gradient_norm > 0, f"{key}.max_gradient_norm", training.max_gradient_norm, "> 0")
+    _require(0 <= training.dropout < 1, f"{key}.dropout", training.dropout, "in [0, 1)")
+    accumulation = training.gradient_accumulation
+    _require(
+        1 <= accumulation <= training.batch_size, f"{key}.gradient_accumulation", accumulation, "in [1, batch_size]"
+    )
+    allowed = ("no", "bf16", "fp16")
+    _require(
+        training.mixed_precision in allowed, f"{key}.mixed_precision", training.mixed_precision, f"one of {allowed}"
+    )
+
+
+def _require(holds: bool, key: str, value: object, limit: str) -> None:
+    if not holds:
+        raise RecipeError(f"'{key}' is {value!r}; it must be {limit}")

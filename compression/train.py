@@ -1,0 +1,239 @@
+"""The one training loop: forward, loss, backward, step, re-mask; resumable at any moment with the same result."""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from compression import prune
+from compression.batches import plan_batches
+from compression.encode import Window
+from compression.objective import Batch, collate, distillation_loss, logits_of, task_loss
+from compression.recipe import Distillation, Prune, Training
+
+# A kill costs at most this many steps; writing a checkpoint takes as long as one or two of them.
+SAVE_EVERY = 100
+LOG_EVERY = 10
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and why. The last checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything one run of the loop needs besides the model.
+
+    `masks` locks a pattern; `schedule` makes the loop find one as it goes; neither trains a dense model.
+    `teacher` gives the logits to distil from, by window number.
+    """
+
+    name: str
+    task: str
+    training: Training
+    seed: int
+    windows: Sequence[Window]
+    matrices: Mapping[str, nn.Linear]
+    masks: prune.Masks
+    schedule: Prune | None = None
+    distillation: Distillation | None = None
+    teacher: Callable[[Sequence[int], Batch], Tensor] | None = None
+
+
+def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
+    """Train `model` in place and return the masks at the end.
+
+    `folder` receives metrics.jsonl (a line every few steps) and, while training runs, state.pt, from which a later
+    call with the same arguments goes on. Raises TrainingError when the loss is not finite.
+    """
+    training = stage.training
+    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not torch.cuda.is_available())
+    lengths = [len(window.ids) for window in stage.windows]
+    plan = plan_batches(lengths, training.batch_size, training.epochs, stage.seed)
+    seed_everything(stage.seed)
+    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, training))
+    loop = _Loop(model, wrapped, optimizer, accelerator, stage, dict(stage.masks), len(plan))
+    first = _restore(loop, folder)
+    model.train()
+    prune.apply_masks(stage.matrices, loop.masks)
+    bar = tqdm(
+        total=len(plan), initial=first, desc=stage.name, disable=not accelerator.is_main_process, mininterval=1.0
+    )
+    for step in range(first, len(plan)):
+        figures = loop.step(step, plan[step])
+        bar.update()
+        last = step + 1 == len(plan)
+        if step % LOG_EVERY == 0 or last:
+            bar.set_postfix({key: f"{figures[key]:.3g}" for key in ("loss", "sparsity", "learning_rate")})
+            append_metrics(folder, {"stage": stage.name, "step": step, **figures})
+        if (step + 1) % SAVE_EVERY == 0 and not last:
+            _save(loop, folder, step + 1)
+    bar.close()
+    return loop.masks
+
+
+@dataclass
+class _Loop:
+    """The moving parts of a run: what a checkpoint must hold."""
+
+    model: PreTrainedModel
+    wrapped: Any
+    optimizer: Any
+    accelerator: Accelerator
+    stage: Stage
+    masks: prune.Masks
+    steps: int
+
+    def step(self, step: int, numbers: Sequence[int]) -> dict[str, float]:
+        """Do one optimizer step on the windows with these numbers and return the figures to log."""
+        stage, training = self.stage, self.stage.training
+        self._update_masks(step)
+        rate = learning_rate(step, self.steps, training)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        figures = {"loss": 0.0, "task_loss": 0.0, "teacher_loss": 0.0}
+        for part in np.array_split(np.asarray(numbers), min(training.gradient_accumulation, len(numbers))):
+            share = len(part) / len(numbers)
+            batch = collate([stage.windows[i] for i in part], self.accelerator.device)
+            loss, parts = self._loss(batch, part.tolist())
+            self.accelerator.backward(loss * share)
+            for key, value in parts.items():
+                figures[key] += value * share
+        if not np.isfinite(figures["loss"]):
+            raise TrainingError(
+                f"{stage.name}: loss is {figures['loss']} at step {step}; lower the learning rate ({rate:g})"
+            )
+        prune.mask_gradients(stage.matrices, self.masks)
+        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), training.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        prune.apply_masks(stage.matrices, self.masks)
+        return {**figures, "learning_rate": rate, "sparsity": mask_sparsity(self.masks)}
+
+    def _loss(self, batch: Batch, numbers: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        stage, distillation = self.stage, self.stage.distillation
+        with self.accelerator.autocast():
+            logits = logits_of(self.wrapped, batch).float()
+        task = task_loss(stage.task, logits, batch)
+        if distillation is None or stage.teacher is None:
+            return task, {"loss": task.item(), "task_loss": task.item()}
+        taught = stage.teacher(numbers, batch)
+        teacher = distillation_loss(stage.task, logits, taught, batch, distillation.temperature)
+        loss = distillation.task * task + distillation.teacher * teacher
+        return loss, {"loss": loss.item(), "task_loss": task.item(), "teacher_loss": teacher.item()}
+
+    def _update_masks(self, step: int) -> None:
+        schedule = self.stage.schedule
+        if schedule is None:
+            return
+        start, end = round(schedule.start * self.steps), max(1, round(schedule.end * self.steps))
+        if step == end or (start <= step < end and (step - start) % schedule.update_every == 0):
+            wanted = prune.cubic_sparsity((step - start) / (end - start), schedule.sparsity)
+            self.masks = prune.magnitude_masks(self.stage.matrices, wanted)
+            prune.apply_masks(self.stage.matrices, self.masks)
+
+
+def learning_rate(step: int, steps: int, training: Training) -> float:
+    """Linear warm-up over the first share of the steps, then linear decay to zero after the last step."""
+    warmup = training.warmup * steps
+    if step < warmup:
+        return training.learning_rate * (step + 1) / (warmup + 1)
+    return training.learning_rate * (steps - step) / (steps - warmup)
+
+
+def make_optimizer(model: PreTrainedModel, training: Training) -> torch.optim.Optimizer:
+    """AdamW; no weight decay on biases and LayerNorm, as in BERT; embeddings are frozen where the recipe says so."""
+    model.base_model.embeddings.requires_grad_(not training.freeze_embeddings)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=training.learning_rate)
+
+
+def mask_sparsity(masks: Mapping[str, Tensor]) -> float:
+    """Share of weights that the masks drop; 0 without masks."""
+    total = sum(mask.numel() for mask in masks.values())
+    return sum(mask.numel() - int(mask.sum()) for mask in masks.values()) / total if total else 0.0
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch: a run is a function of its recipe and data."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def append_metrics(folder: Path, line: Mapping[str, object]) -> None:
+    """Append a line to metrics.jsonl of a run folder."""
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of metrics.jsonl; a last line cut short by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+
+def drop_metrics(folder: Path, stage: str, from_step: int) -> None:
+    """Remove a stage's lines from a step on: they are written again when the run goes on from its checkpoint."""
+    kept = [line for line in read_metrics(folder) if line["stage"] != stage or line.get("step", from_step) < from_step]
+    temporary = folder / "metrics.jsonl.tmp"
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(folder / "metrics.jsonl")
+
+
+def save_atomically(value: object, path: Path) -> None:
+    """torch.save to a temporary name, then rename: a kill leaves the old file or the new one, never half."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _save(loop: _Loop, folder: Path, step: int) -> None:
+    if not loop.accelerator.is_main_process:
+        return
+    state = {
+        "stage": loop.stage.name,
+        "step": step,
+        "model": loop.model.state_dict(),
+        "optimizer": loop.optimizer.state_dict(),
+        "masks": loop.masks,
+        "random": torch.get_rng_state(),
+    }
+    save_atomically(state, folder / "state.pt")
+
+
+def _restore(loop: _Loop, folder: Path) -> int:
+    path = folder / "state.pt"
+    state = torch.load(path, weights_only=True) if path.is_file() else None
+    if state is None or state["stage"] != loop.stage.name:
+        drop_metrics(folder, loop.stage.name, 0)
+        return 0
+    loop.model.load_state_dict(state["model"])
+    loop.optimizer.load_state_dict(state["optimizer"])
+    loop.masks = state["masks"]
+    torch.set_rng_state(state["random"])
+    step = int(state["step"])
+    drop_metrics(folder, loop.stage.name, step)
+    return step

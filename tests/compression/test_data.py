@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compression.data import DataError, TaggedExample, TextExample, read_examples, tags_of, to_iob2
+from compression.recipe import Task
+from tests.compression import tiny
+
+SENTIMENT = Task("text-classification", labels=("negative", "positive"))
+ENTITIES = Task("token-classification", labels=("PER", "LOC"))
+QUESTIONS = Task("question-answering")
+
+
+def test_tsv_labels_are_names_or_indices(tmp_path: Path) -> None:
+    file = tmp_path / "x.tsv"
+    file.write_text('label\tsentence\n1\ta "quoted text\nnegative\tb \n')
+    assert read_examples(file, SENTIMENT) == [TextExample('a "quoted text', 1), TextExample("b", 0)]
+
+
+def test_conll_reads_iob1_with_docstart_and_no_last_blank_line(tmp_path: Path) -> None:
+    file = tmp_path / "x.conll"
+    file.write_text("-DOCSTART- -X- O O\n\nAnna NNP I-NP I-PER\nBen NNP I-NP B-PER\nin IN O O\n\nOslo\tI-LOC")
+    assert read_examples(file, ENTITIES) == [
+        TaggedExample(("Anna", "Ben", "in"), ("B-PER", "B-PER", "O")),
+        TaggedExample(("Oslo",), ("B-LOC",)),
+    ]
+
+
+def test_squad_answers_have_their_place(tmp_path: Path) -> None:
+    example = read_examples(tiny.write_questions(tmp_path / "q.json", copies=1), QUESTIONS)[0]
+    assert (example.question, example.answers) == ("where does anna live?", ((14, "paris"),))
+
+
+@given(st.lists(st.sampled_from(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"])))
+def test_to_iob2_starts_every_entity_with_b_and_is_idempotent(tags: list[str]) -> None:
+    result = to_iob2(tags)
+    assert [tag[1:] for tag in result] == [tag[1:] for tag in tags]
+    assert to_iob2(result) == result
+    for before, tag in zip(("O", *result), result, strict=False):
+        assert not tag.startswith("I-") or before[2:] == tag[2:]
+
+
+def test_tags_of_groups() -> None:
+    assert tags_of(["PER", "LOC"]) == ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+@pytest.mark.parametrize(
+    ("content", "task", "message"),
+    [
+        ("sentence\tlabel\ngood\t2\n", SENTIMENT, ":2: unknown label '2'; the recipe knows ['negative', 'positive'] (or 0..1)"),
+        ("sentence\tlabel\ngood\t1\textra\n", SENTIMENT, ":2: 3 columns where the header has 2"),
+        ('{"data": []}', SENTIMENT, "needs a tab-separated header"),
+        ("sentence\tlabel\n", SENTIMENT, "holds no examples"),
+        ("Anna I-PERSON\n", ENTITIES, ":1: unknown tag 'I-PERSON'; the recipe's groups are ['PER', 'LOC']"),
+        ("Anna\n", ENTITIES, ":1: token-classification needs a word and a tag"),
+        ("sentence\tlabel\n", QUESTIONS, "not a SQuAD v1.1 JSON file, as question-answering needs"),
+        ('{"data": [{"title": "t"}]}', QUESTIONS, "not a SQuAD v1.1 JSON file"),
+        ("sentence\tlabel\n\xff", SENTIMENT, "not UTF-8 text"),
+    ],
+)  # fmt: skip
+def test_a_file_that_does_not_fit_the_task_says_where_and_why(tmp_path: Path, content: str, task: Task, message: str) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError) as error:
+        read_examples(file, task)
+    assert message in str(error.value) and str(file) in str(error.value)
+
+
+def squad(answers: list[dict[str, object]]) -> str:
+    qa = {"id": "7", "question": "?", "answers": answers}
+    return json.dumps({"data": [{"paragraphs": [{"context": "Anna lives.", "qas": [qa]}]}]})
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [([], "question 7 has no answer"), ([{"text": "lives", "answer_start": 4}], "answer 'lives' is not at 4")],
+)
+def test_squad_answers_are_checked(tmp_path: Path, answers: list[dict[str, object]], message: str) -> None:
+    file = tmp_path / "q.json"
+    file.write_text(squad(answers))
+    with pytest.raises(DataError, match=message):
+        read_examples(file, QUESTIONS)
+
+
+def test_a_missing_file_names_the_option(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file; give the folder that holds it with --data"):
+        read_examples(tmp_path / "none", QUESTIONS)

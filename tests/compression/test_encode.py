@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+
+from compression.data import DataError, QuestionExample, TaggedExample, TextExample
+from compression.encode import IGNORED, Encoder, prepare_tokenizer
+from compression.recipe import Task
+from tests.compression import tiny
+
+TOKENIZER = tiny.tokenizer()
+WORDS = st.lists(st.sampled_from([*tiny.POSITIVE, *tiny.PLACES, "all-rounder", "xyz", "?"]), max_size=60)
+
+
+def encoder(name: str, window: int = 24, stride: int = 6, labels: tuple[str, ...] = ("PER", "LOC")) -> Encoder:
+    return Encoder(TOKENIZER, Task(name, labels=labels, window=window, stride=stride), uses_types=True)
+
+
+@given(words=WORDS, window=st.integers(16, 40), stride=st.integers(0, 7))
+def test_windows_of_a_text_cover_it_in_order_with_the_stride(words: list[str], window: int, stride: int) -> None:
+    text = " ".join(words)
+    whole = TOKENIZER.encode(text, add_special_tokens=False).ids
+    windows = encoder("text-classification", window, stride).windows([TextExample(text, 1)])
+    read = windows[0].ids[1:-1].tolist()
+    for one in windows[1:]:
+        inner = one.ids[1:-1].tolist()
+        assert stride == 0 or read[-stride:] == inner[:stride]
+        read += inner[stride:]
+    assert read == whole
+    assert all(len(one.ids) <= window and one.targets.tolist() == [1] for one in windows)
+
+
+@given(words=WORDS.filter(bool), at=st.integers(0, 59), window=st.integers(24, 40))
+def test_a_question_finds_its_answer_in_every_window_that_holds_it(words: list[str], at: int, window: int) -> None:
+    at %= len(words)
+    context = " ".join(words)
+    start = len(" ".join(words[:at])) + (at > 0)
+    example = QuestionExample("q", "where does anna live?", context, ((start, words[at]),))
+    windows = encoder("question-answering", window).windows([example])
+    found = 0
+    for one in windows:
+        first, last = one.targets
+        if (first, last) != (0, 0):
+            found += 1
+            assert context[one.places[first, 0] : one.places[last, 1]] == words[at]
+        in_context = one.places[:, 0] >= 0
+        assert one.types[in_context].all() and not one.types[: in_context.argmax()].any()
+    covered = {int(p) for one in windows for p in one.places[one.places[:, 0] >= 0, 0]}
+    assert covered == {offset[0] for offset in TOKENIZER.encode(context, add_special_tokens=False).offsets}
+    assert found >= 1 or len(words[at]) > 3  # only an answer of several tokens may be cut by every window
+
+
+def test_every_piece_of_a_word_carries_its_tag_and_only_its_first_token() -> None:
+    example = TaggedExample(("Anna-Ben", "went", "oslox"), ("B-PER", "O", "B-LOC"))
+    (window,) = encoder("token-classification").windows([example])
+    tokens = [TOKENIZER.id_to_token(int(i)) for i in window.ids]
+    assert tokens == ["[CLS]", "anna", "-", "ben", "went", "oslo", "##x", "[SEP]"]
+    assert window.targets.tolist() == [IGNORED, 1, 2, 2, 0, 3, IGNORED, IGNORED]
+    assert window.places[:, 0].tolist() == [-1, 0, -1, -1, 1, 2, -1, -1]
+
+
+def test_long_questions_are_cut_but_the_context_never() -> None:
+    example = QuestionExample("q", "a " * 500, "anna lives in oslo", ((14, "oslo"),))
+    windows = encoder("question-answering", window=80).windows([example])
+    assert max(len(one.ids) for one in windows) <= 80
+    assert (windows[0].places[:, 0] >= 0).sum() == 4
+
+
+def test_a_vocabulary_that_was_not_loaded_is_refused() -> None:
+    empty = Tokenizer(WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}, unk_token="[UNK]"))
+    with pytest.raises(DataError, match="plain letters"):
+        prepare_tokenizer(empty, 100)
+    with pytest.raises(DataError, match="only 10 embeddings"):
+        prepare_tokenizer(tiny.tokenizer(), 10)
+    with pytest.raises(DataError, match=r"no \[CLS\]"):
+        Encoder(Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]")), Task("text-classification"), True).windows(
+            [TextExample("a", 0)]
+        )
+
+
+def test_padding_and_truncation_of_a_checkpoint_are_turned_off() -> None:
+    cut = tiny.tokenizer()
+    cut.enable_truncation(4)
+    cut.enable_padding(length=128)
+    assert len(prepare_tokenizer(cut, 1000).encode("the film was good and the story was bad").ids) == 9
+
+
+def test_an_empty_text_is_one_window_of_two_tokens() -> None:
+    (window,) = encoder("text-classification").windows([TextExample("", 0)])
+    assert np.array_equal(window.ids, [TOKENIZER.token_to_id("[CLS]"), TOKENIZER.token_to_id("[SEP]")])

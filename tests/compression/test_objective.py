@@ -1,0 +1,79 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from compression.checkpoint import load_model
+from compression.encode import IGNORED, Window
+from compression.objective import Batch, collate, distillation_loss, logits_of, task_loss
+from compression.recipe import Task
+from tests.compression import tiny
+
+
+def batch(attended: list[list[int]], targets: list[list[int]]) -> Batch:
+    mask = torch.tensor(attended)
+    return Batch(torch.zeros_like(mask), torch.zeros_like(mask), mask, torch.tensor(targets))
+
+
+def test_kl_equals_the_closed_form_for_two_classes() -> None:
+    # softmax((a, 0) / T) = (p, 1 - p) with p = 1 / (1 + exp(-a / T)).
+    a, b, t = 1.5, -0.5, 2.0
+    p, q = 1 / (1 + math.exp(-a / t)), 1 / (1 + math.exp(-b / t))
+    expected = t * t * (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+    loss = distillation_loss("text-classification", torch.tensor([[b, 0.0]]), torch.tensor([[a, 0.0]]), batch([[1]], [[0]]), t)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification", "question-answering"])
+def test_a_student_equal_to_its_teacher_has_no_divergence_whatever_the_padding_holds(task: str) -> None:
+    torch.manual_seed(0)
+    shape = (2, 3) if task == "text-classification" else (2, 4, 2)
+    teacher = torch.randn(shape)
+    student = teacher.clone()
+    one = batch([[1, 1, 1, 0], [1, 1, 0, 0]], [[0, 0, IGNORED, IGNORED], [1, 1, IGNORED, IGNORED]])
+    if len(shape) == 3:
+        student[0, 3], student[1, 2:] = 1e3, -1e3
+    assert distillation_loss(task, student, teacher, one, 2.0).item() == pytest.approx(0.0, abs=1e-6)
+    assert distillation_loss(task, student + torch.randn(shape), teacher, one, 2.0).item() > 0.01
+
+
+def test_question_loss_never_looks_at_padding() -> None:
+    logits = torch.zeros(1, 4, 2)
+    logits[0, 3] = 100.0
+    loss = task_loss("question-answering", logits, batch([[1, 1, 1, 0]], [[1, 2]]))
+    assert loss.item() == pytest.approx(math.log(3))
+
+
+def test_token_loss_is_the_mean_over_labelled_tokens() -> None:
+    logits = torch.randn(2, 3, 5)
+    targets = [[IGNORED, 4, IGNORED], [0, 1, IGNORED]]
+    expected = -functional.log_softmax(logits, -1)[[0, 1, 1], [1, 0, 1], [4, 0, 1]].mean()
+    assert task_loss("token-classification", logits, batch([[1] * 3] * 2, targets)).item() == pytest.approx(expected.item())
+
+
+def window(length: int, targets: list[int]) -> Window:
+    ids = np.arange(5, 5 + length, dtype=np.int32)
+    return Window(0, ids, np.zeros_like(ids), np.array(targets, np.int32), np.empty(0, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("task", "targets"),
+    [("text-classification", [1]), ("question-answering", [2, 3]), ("token-classification", [IGNORED, 1, 0, 2, IGNORED])],
+)
+def test_losses_agree_with_transformers_own(tmp_path: Path, task: str, targets: list[int]) -> None:
+    labels = () if task == "question-answering" else ("A", "B")
+    model = load_model(str(tiny.checkpoint(tmp_path)), Task(task, labels=labels, window=32)).train(False)
+    one = collate([window(5, targets)], torch.device("cpu"))
+    names = {"start_positions": one.targets[:, 0], "end_positions": one.targets[:, -1]}
+    given = names if task == "question-answering" else {"labels": one.targets if len(targets) > 2 else one.targets[:, 0]}
+    theirs = model(input_ids=one.ids, attention_mask=one.attended, token_type_ids=one.types, **given).loss
+    assert task_loss(task, logits_of(model, one), one).item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_collate_pads_right() -> None:
+    made = collate([window(3, [1]), window(5, [0])], torch.device("cpu"))
+    assert made.attended.tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+    assert made.ids[0].tolist() == [5, 6, 7, 0, 0] and made.targets.tolist() == [[1], [0]]

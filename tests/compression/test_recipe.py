@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from compression.recipe import RecipeError, load_recipe, parse_recipe
+from tests.compression import tiny
+
+SHIPPED = sorted((Path(__file__).parents[2] / "compression" / "recipes").glob("*.toml"))
+
+
+def text(tmp_path: Path, task: str = "text-classification") -> str:
+    return tiny.recipe(task, Path("base"), tmp_path)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid_and_named_after_their_file(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe.prune.sparsity >= 0.8
+    assert recipe.golden, "a shipped model proves itself at load"
+
+
+def test_values_arrive_typed_and_defaults_hold(tmp_path: Path) -> None:
+    recipe = parse_recipe(text(tmp_path))
+    assert recipe.teacher.epochs == 3.0 and isinstance(recipe.teacher.epochs, float)
+    assert recipe.task.labels == ("negative", "positive")
+    assert (recipe.prune.distillation.task, recipe.prune.distillation.temperature) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("learning_rate = 3e-4", "lerning_rate = 3e-4", "'quantize.training.lerning_rate'; did you mean 'quantize.training.learning_rate'"),
+        ("[prune]", "[prun]", "unknown key 'prun'; did you mean 'prune'"),
+        ("seed = 3", 'seed = "three"', "'seed' must be int, got 'three'"),
+        ("seed = 3", "seed = true", "'seed' must be int, got True"),
+        ("sparsity = 0.8", "sparsity = 1.0", "'prune.sparsity' is 1.0; it must be in [0, 1)"),
+        ("end = 0.5", "end = 0.0", "0 <= start < end <= 1"),
+        ("window = 32", "window = 4", "'task.window' is 4; it must be >= 16 tokens"),
+        ("stride = 8", "stride = 32", "'task.stride' is 32; it must be in [0, 24)"),
+        ('"text-classification"', '"text-clasification"', "did you mean 'text-classification'"),
+        ('["negative", "positive"]', '["positive"]', "at least 2 names"),
+        ('["negative", "positive"]', '["a", "a"]', "without repetition"),
+        ('["negative", "positive"]', '"negative"', "'task.labels' must be a list"),
+        ("gradient_accumulation = 2", "gradient_accumulation = 99", "in [1, batch_size]"),
+        ("dropout = 0.0", "dropout = 1.0", "'quantize.training.dropout' is 1.0"),
+        ('text = "the story was superb"', 'question = "?"', "'golden[0]' is ['question']; it must be a table of ['text']"),
+        ('dataset = "made up"\n', "", "missing key 'data.dataset'"),
+        ('name = "tiny"', "name = ", "not valid TOML"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_key_value_and_limit(tmp_path: Path, old: str, new: str, message: str) -> None:
+    good = text(tmp_path)
+    assert old in good
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(good.replace(old, new, 1), "my.toml")
+    assert message in str(error.value)
+    assert str(error.value).startswith("my.toml: ")
+
+
+def test_question_answering_has_no_labels(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="absent for question answering"):
+        parse_recipe(text(tmp_path, "question-answering").replace("window", 'labels = ["x"]\nwindow', 1))
+
+
+def test_a_missing_recipe_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"none\.toml: cannot be read: No such file"):
+        load_recipe(tmp_path / "none.toml")

@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+import engine
+from compression import run
+from compression.cli import app
+from compression.recipe import RecipeError, parse_recipe
+from tests.compression import tiny
+
+METRICS = {"text-classification": "accuracy", "token-classification": "entity_f1", "question-answering": "f1"}
+
+
+@pytest.fixture(scope="module", params=list(METRICS))
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A whole run of each task through the command line: checkpoint to artifact."""
+    folder = tmp_path_factory.mktemp(request.param)
+    base = tiny.checkpoint(folder / "base", family="distilbert" if request.param == "token-classification" else "bert")
+    (folder / "tiny.toml").write_text(tiny.recipe(request.param, base, folder, epochs=12))
+    options = ["--data", str(folder), "--run-folder", str(folder / "run"), "--threads", "1"]
+    result = CliRunner().invoke(app, ["run", str(folder / "tiny.toml"), *options])
+    assert result.exit_code == 0, result.output
+    return request.param, folder
+
+
+def test_the_artifact_holds_the_recipe_quality_and_golden_answers(finished: tuple[str, Path]) -> None:
+    task, folder = finished
+    manifest = engine.read_manifest(folder / "run" / "artifact").raw
+    quality = manifest["quality"]
+    assert quality["metric"] == METRICS[task]
+    best = 100.0 if task == "question-answering" else 1.0
+    assert quality["dense"] >= 0.9 * best, "the made-up task is easy"
+    assert quality["quantized"] >= 0.7 * best
+    assert manifest["sparsity"]["overall"] >= 0.8
+    assert manifest["provenance"]["recipe"] == (folder / "tiny.toml").read_text()
+    assert set(manifest["provenance"]["minutes"]) == {"teacher", "prune", "quantize"}
+    assert len(manifest["golden"]) == 1 and manifest["golden"][0]["expected"]
+    assert manifest["provenance"]["recipe"] in (folder / "run" / "artifact" / "README.md").read_text()
+
+
+def test_pruned_weights_are_absent_from_the_file(finished: tuple[str, Path]) -> None:
+    _, folder = finished
+    masks = run.load_masks(folder / "run" / "pruned")
+    tensors = load_file(folder / "run" / "artifact" / "model.safetensors")
+    for name, mask in masks.items():
+        # A survivor may round to zero and go too, a pruned weight may never come back.
+        assert (tensors[f"{name}.row_survivors"].astype(int) <= mask.sum(dim=1).numpy()).all()
+        assert np.count_nonzero(tensors[f"{name}.values"]) == len(tensors[f"{name}.values"])
+
+
+def test_evaluate_reads_the_artifact_alone_and_agrees_with_the_manifest(finished: tuple[str, Path]) -> None:
+    task, folder = finished
+    artifact = folder / "run" / "artifact"
+    result = CliRunner().invoke(app, ["evaluate", str(artifact), str(folder / f"{task}.data"), "--threads", "1"])
+    assert result.exit_code == 0, result.output
+    quality = json.loads((artifact / "manifest.json").read_text())["quality"]
+    assert f"{METRICS[task]} {quality['quantized']:.4f}" in result.output
+
+
+def test_every_stage_is_an_ordinary_checkpoint(finished: tuple[str, Path]) -> None:
+    from transformers import AutoModel
+
+    _, folder = finished
+    for name in ("teacher", "pruned", "quantized"):
+        assert AutoModel.from_pretrained(folder / "run" / name).config.num_hidden_layers == 2
+
+
+def test_a_finished_run_does_nothing_again(finished: tuple[str, Path]) -> None:
+    _, folder = finished
+    before = (folder / "run" / "quantized" / "model.safetensors").stat().st_mtime_ns
+    lines = (folder / "run" / "metrics.jsonl").read_text()
+    options = ["--data", str(folder), "--run-folder", str(folder / "run"), "--threads", "1"]
+    assert CliRunner().invoke(app, ["run", str(folder / "tiny.toml"), *options]).exit_code == 0
+    assert (folder / "run" / "quantized" / "model.safetensors").stat().st_mtime_ns == before
+    assert (folder / "run" / "metrics.jsonl").read_text().startswith(lines)
+
+
+def test_check_tells_the_plan_without_training(tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base")
+    (tmp_path / "r.toml").write_text(tiny.recipe("text-classification", base, tmp_path))
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "r.toml"), "--data", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "160 windows" in result.output and "30 steps of 16 windows" in result.output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("sparsity = 0.8", "sparsty = 0.8", "did you mean 'prune.sparsity'"),
+        ("text-classification.data", "missing.tsv", "no such file; give the folder that holds it with --data"),
+        ('["negative", "positive"]', '["negative", "neutral"]\nunused = 1', "unknown key 'task.unused'"),
+        ("window = 32", "window = 512", "the checkpoint has 64 positions"),
+        ('"text-classification"', '"token-classification"', "unknown tag"),
+    ],
+)
+def test_mistakes_end_at_once_with_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    base = tiny.checkpoint(tmp_path / "base")
+    (tmp_path / "r.toml").write_text(tiny.recipe("text-classification", base, tmp_path).replace(old, new))
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "r.toml"), "--data", str(tmp_path), "--run-folder", str(tmp_path / "x")])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ") and message in result.output
+    assert not (tmp_path / "x" / "metrics.jsonl").exists()
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    text = tiny.recipe("text-classification", tiny.checkpoint(tmp_path / "base"), tmp_path)
+    run.prepare(parse_recipe(text), text, tmp_path, tmp_path / "run")
+    with pytest.raises(RecipeError, match="holds a run of another recipe"):
+        run.prepare(parse_recipe(text), text + "# other", tmp_path, tmp_path / "run")

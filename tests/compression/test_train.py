@@ -1,0 +1,152 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from compression import prune, run, train
+from compression.checkpoint import encoder_matrices, load_model
+from compression.recipe import Training, parse_recipe
+from tests.compression import tiny
+
+
+def prepared(tmp_path: Path, task: str = "text-classification", epochs: float = 3, name: str = "run") -> run.Prepared:
+    base = tiny.checkpoint(tmp_path / "base")
+    text = tiny.recipe(task, base, tmp_path, epochs=epochs)
+    return run.prepare(parse_recipe(text), text, tmp_path, tmp_path / name)
+
+
+def stage(one: run.Prepared, model: torch.nn.Module, training: Training, masks: prune.Masks) -> train.Stage:
+    return train.Stage(
+        "prune", one.recipe.task.name, training, 1, one.train_windows, encoder_matrices(model), masks, one.recipe.prune
+    )
+
+
+def test_learning_rate_by_hand() -> None:
+    training = Training(epochs=1, learning_rate=1.0, warmup=0.2)
+    rates = [train.learning_rate(step, 10, training) for step in range(10)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+
+def test_sparsity_follows_the_schedule_and_ends_exactly(tmp_path: Path) -> None:
+    one = prepared(tmp_path)
+    model = load_model(one.recipe.checkpoint, one.recipe.task)
+    masks = train.train(model, stage(one, model, one.recipe.prune.training, {}), one.folder)
+    assert prune.overall_sparsity(encoder_matrices(model)) == pytest.approx(0.8, abs=1e-3)
+    for name, mask in masks.items():
+        assert torch.equal(encoder_matrices(model)[name].weight == 0, ~mask)
+    lines = [line for line in train.read_metrics(one.folder) if "step" in line]
+    steps = lines[-1]["step"] + 1
+    end = round(0.5 * steps)
+    for line in lines:
+        updated = min(line["step"] // 2 * 2, end) if line["step"] < end else end
+        assert line["sparsity"] == pytest.approx(prune.cubic_sparsity(updated / end, 0.8), abs=2e-3)
+
+
+def test_gradient_accumulation_gives_the_step_of_the_whole_batch(tmp_path: Path) -> None:
+    one = prepared(tmp_path)
+    weights = []
+    for accumulation in (1, 4):
+        model = load_model(str(tiny.checkpoint(tmp_path / "same")), one.recipe.task)
+        torch.manual_seed(5)
+        torch.nn.init.normal_(model.get_submodule("classifier").weight)
+        training = Training(epochs=0.5, learning_rate=1e-3, batch_size=16, dropout=0.0, gradient_accumulation=accumulation)
+        folder = tmp_path / str(accumulation)
+        folder.mkdir()
+        train.train(model, stage(one, model, training, {}), folder)
+        weights.append(model.get_submodule("classifier").weight)
+    # The same sum in another order: a few float32 roundings a step, some of them through Adam's division.
+    assert torch.allclose(weights[0], weights[1], atol=1e-4)
+
+
+class _Stop(Exception):  # noqa: N818
+    pass
+
+
+def test_a_run_that_stopped_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "SAVE_EVERY", 7)
+    results: list[dict[str, Tensor]] = []
+    for stop in (None, 17):
+        one = prepared(tmp_path, name=f"run-{stop}")
+        training = Training(epochs=3, learning_rate=3e-3, batch_size=16, dropout=0.1)
+        if stop is not None:
+            first = load_model(one.recipe.checkpoint, one.recipe.task, dropout=0.1)
+            _seed_head(first)
+            with monkeypatch.context() as patch, pytest.raises(_Stop):
+                patch.setattr(train, "collate", _stopping(train.collate, stop))
+                train.train(first, stage(one, first, training, {}), one.folder)
+        model = load_model(one.recipe.checkpoint, one.recipe.task, dropout=0.1)
+        _seed_head(model)
+        train.train(model, stage(one, model, training, {}), one.folder)
+        results.append(model.state_dict())
+        steps = [line["step"] for line in train.read_metrics(one.folder) if "step" in line]
+        assert steps == sorted(set(steps))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def _seed_head(model: torch.nn.Module) -> None:
+    torch.manual_seed(5)
+    torch.nn.init.normal_(model.get_submodule("classifier").weight)
+
+
+def _stopping(real: object, after: int) -> object:
+    calls: Iterator[int] = iter(range(after))
+
+    def stopped(*args: object) -> object:
+        if next(calls, None) is None:
+            raise _Stop
+        return real(*args)  # type: ignore[operator]
+
+    return stopped
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path) -> None:
+    one = prepared(tmp_path)
+    model = load_model(one.recipe.checkpoint, one.recipe.task)
+    with torch.no_grad():
+        model.get_submodule("classifier").bias.fill_(float("nan"))
+    with pytest.raises(train.TrainingError, match="prune: loss is nan at step 0; lower the learning rate"):
+        train.train(model, stage(one, model, one.recipe.prune.training, {}), one.folder)
+
+
+def test_frozen_embeddings_do_not_move(tmp_path: Path) -> None:
+    one = prepared(tmp_path)
+    model = load_model(one.recipe.checkpoint, one.recipe.task)
+    before = model.base_model.get_submodule("embeddings.word_embeddings").weight.clone()
+    training = Training(epochs=0.5, learning_rate=1e-2, freeze_embeddings=True)
+    train.train(model, stage(one, model, training, {}), one.folder)
+    assert torch.equal(before, model.base_model.get_submodule("embeddings.word_embeddings").weight)
+
+
+def test_a_killed_command_resumes_to_the_same_artifact(tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base")
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(tiny.recipe("text-classification", base, tmp_path, epochs=25))  # 250 steps: saved at 100 and 200
+    hashes = []
+    for name in ("whole", "killed"):
+        folder = tmp_path / name
+        command = [sys.executable, "-m", "compression", "run", str(recipe), "--data", str(tmp_path), "--threads", "1"]
+        command += ["--run-folder", str(folder)]
+        if name == "killed":
+            child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            _wait_for(folder / "state.pt", child)
+            os.kill(child.pid, signal.SIGKILL)
+            assert child.wait() == -signal.SIGKILL
+            assert not (folder / "teacher").exists()
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        hashes.append((folder / "artifact" / "model.safetensors").read_bytes())
+        assert {path.name for path in (folder / "plots").iterdir()} >= {"loss.png", "sparsity.png", "matrices.png"}
+    assert hashes[0] == hashes[1]
+
+
+def _wait_for(path: Path, child: "subprocess.Popen[bytes]") -> None:
+    while not path.exists():
+        assert child.poll() is None, "the run ended before it was killed"
+        time.sleep(0.01)
