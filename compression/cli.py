@@ -13,9 +13,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_Data = Annotated[
-    Path, typer.Option("--data", envvar="SPARSELANE_DATA", help="Folder that the recipe's data files lie in.")
-]
+# What the extra brings; the command itself is installed with the service.
+_TRAINER = ("torch", "transformers", "accelerate", "sklearn", "seqeval", "matplotlib", "tqdm")
+
+_Data = Annotated[Path, typer.Option("--data", help="Folder that the recipe's data files lie in.")]
 _Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 = what the machine's quota allows.")]
 
 
@@ -63,8 +64,8 @@ def run_recipe(
         from compression.recipe import load_recipe
 
         # Our own bars show the training; those for loading and saving weights would bury them.
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         threads = threads or engine.threads_from_quota()
         torch.set_num_threads(threads)
         loaded = load_recipe(recipe)
@@ -103,7 +104,8 @@ def export(
         from compression.recipe import Task, check_task
 
         model, outputs = load_finetuned(checkpoint, task)
-        settings = Task(name=task, window=min(window, model.config.max_position_embeddings), stride=stride)
+        window = min(window, model.config.max_position_embeddings)
+        settings = Task(name=task, window=window, stride=min(stride, window // 3))
         check_task(settings, labels=False)
         origin = Origin(name or out.name, provenance={"base_checkpoint": checkpoint})
         export_model(model, load_tokenizer(checkpoint).to_str(), settings, outputs, origin, out)
@@ -152,6 +154,11 @@ class _clear_errors:  # noqa: N801, reads as a statement
         return None
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, ModuleNotFoundError) and error.name in _TRAINER:
+            typer.echo(
+                f"error: {error.name} is missing; install the trainer: pip install 'sparselane[compression]'", err=True
+            )
+            sys.exit(2)
         if error is None:
             return
         import engine

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -142,7 +141,6 @@ def _train_stage(
     distillation: Distillation | None = None,
     teacher: Path | None = None,
 ) -> prune.Masks:
-    began = monotonic()
     stage = Stage(
         name=name,
         task=run.recipe.task.name,
@@ -155,9 +153,7 @@ def _train_stage(
         distillation=distillation,
         teacher=_teacher(run, teacher, training) if teacher else None,
     )
-    result = train(model, stage, run.folder)
-    append_metrics(run.folder, {"stage": name, "minutes": round((monotonic() - began) / 60, 2)})
-    return result
+    return train(model, stage, run.folder)
 
 
 def _teacher(run: Prepared, checkpoint: Path, training: Training) -> Teacher:
@@ -179,8 +175,8 @@ def _finish(run: Prepared, model: PreTrainedModel, name: str, masks: prune.Masks
     report = evaluate(torch_predictor(model), few, run.examples[:QUICK_EXAMPLES], run.recipe.task, name=f"{name} check")
     line = {"stage": name, "quick": report.scores, "sparsity": prune.overall_sparsity(encoder_matrices(model))}
     append_metrics(run.folder, line)
-    (run.folder / "state.pt").unlink(missing_ok=True)
     temporary.rename(run.folder / name)
+    (run.folder / "state.pt").unlink(missing_ok=True)
 
 
 def full_quality(run: Prepared, checkpoint: Path, *, quantized: bool = False) -> dict[str, float]:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,7 @@ def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, training))
     loop = _Loop(model, wrapped, optimizer, accelerator, stage, dict(stage.masks), len(plan))
     first = _restore(loop, folder)
+    began = monotonic() - 60 * loop.minutes
     model.train()
     prune.apply_masks(stage.matrices, loop.masks)
     bar = tqdm(
@@ -76,9 +78,11 @@ def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
         if step % LOG_EVERY == 0 or last:
             bar.set_postfix({key: f"{figures[key]:.3g}" for key in ("loss", "sparsity", "learning_rate")})
             append_metrics(folder, {"stage": stage.name, "step": step, **figures})
+        loop.minutes = (monotonic() - began) / 60
         if (step + 1) % SAVE_EVERY == 0 and not last:
             _save(loop, folder, step + 1)
     bar.close()
+    append_metrics(folder, {"stage": stage.name, "minutes": round(loop.minutes, 2)})
     return loop.masks
 
 
@@ -93,6 +97,7 @@ class _Loop:
     stage: Stage
     masks: prune.Masks
     steps: int
+    minutes: float = 0.0
 
     def step(self, step: int, numbers: Sequence[int]) -> dict[str, float]:
         """Do one optimizer step on the windows with these numbers and return the figures to log."""
@@ -219,6 +224,7 @@ def _save(loop: _Loop, folder: Path, step: int) -> None:
         "model": loop.model.state_dict(),
         "optimizer": loop.optimizer.state_dict(),
         "masks": loop.masks,
+        "minutes": loop.minutes,
         "random": torch.get_rng_state(),
     }
     save_atomically(state, folder / "state.pt")
@@ -233,6 +239,7 @@ def _restore(loop: _Loop, folder: Path) -> int:
     loop.model.load_state_dict(state["model"])
     loop.optimizer.load_state_dict(state["optimizer"])
     loop.masks = state["masks"]
+    loop.minutes = float(state["minutes"])
     torch.set_rng_state(state["random"])
     step = int(state["step"])
     drop_metrics(folder, loop.stage.name, step)

@@ -50,7 +50,7 @@ def test_tags_of_groups() -> None:
 @pytest.mark.parametrize(
     ("content", "task", "message"),
     [
-        ("sentence\tlabel\ngood\t2\n", SENTIMENT, ":2: unknown label '2'; the recipe knows ['negative', 'positive'] (or 0..1)"),
+        ("sentence\tlabel\ngood\t2\n", SENTIMENT, ":2: unknown label '2'; the recipe knows ['negative', 'positive']"),
         ("sentence\tlabel\ngood\t1\textra\n", SENTIMENT, ":2: 3 columns where the header has 2"),
         ('{"data": []}', SENTIMENT, "needs a tab-separated header"),
         ("sentence\tlabel\n", SENTIMENT, "holds no examples"),
@@ -61,7 +61,9 @@ def test_tags_of_groups() -> None:
         ("sentence\tlabel\n\xff", SENTIMENT, "not UTF-8 text"),
     ],
 )  # fmt: skip
-def test_a_file_that_does_not_fit_the_task_says_where_and_why(tmp_path: Path, content: str, task: Task, message: str) -> None:
+def test_a_file_that_does_not_fit_the_task_says_where_and_why(
+    tmp_path: Path, content: str, task: Task, message: str
+) -> None:
     file = tmp_path / "data"
     file.write_bytes(content.encode("latin-1"))
     with pytest.raises(DataError) as error:

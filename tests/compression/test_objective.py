@@ -23,7 +23,9 @@ def test_kl_equals_the_closed_form_for_two_classes() -> None:
     a, b, t = 1.5, -0.5, 2.0
     p, q = 1 / (1 + math.exp(-a / t)), 1 / (1 + math.exp(-b / t))
     expected = t * t * (p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
-    loss = distillation_loss("text-classification", torch.tensor([[b, 0.0]]), torch.tensor([[a, 0.0]]), batch([[1]], [[0]]), t)
+    loss = distillation_loss(
+        "text-classification", torch.tensor([[b, 0.0]]), torch.tensor([[a, 0.0]]), batch([[1]], [[0]]), t
+    )
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -51,7 +53,9 @@ def test_token_loss_is_the_mean_over_labelled_tokens() -> None:
     logits = torch.randn(2, 3, 5)
     targets = [[IGNORED, 4, IGNORED], [0, 1, IGNORED]]
     expected = -functional.log_softmax(logits, -1)[[0, 1, 1], [1, 0, 1], [4, 0, 1]].mean()
-    assert task_loss("token-classification", logits, batch([[1] * 3] * 2, targets)).item() == pytest.approx(expected.item())
+    assert task_loss("token-classification", logits, batch([[1] * 3] * 2, targets)).item() == pytest.approx(
+        expected.item()
+    )
 
 
 def window(length: int, targets: list[int]) -> Window:
@@ -61,14 +65,20 @@ def window(length: int, targets: list[int]) -> Window:
 
 @pytest.mark.parametrize(
     ("task", "targets"),
-    [("text-classification", [1]), ("question-answering", [2, 3]), ("token-classification", [IGNORED, 1, 0, 2, IGNORED])],
+    [
+        ("text-classification", [1]),
+        ("question-answering", [2, 3]),
+        ("token-classification", [IGNORED, 1, 0, 2, IGNORED]),
+    ],
 )
 def test_losses_agree_with_transformers_own(tmp_path: Path, task: str, targets: list[int]) -> None:
     labels = () if task == "question-answering" else ("A", "B")
     model = load_model(str(tiny.checkpoint(tmp_path)), Task(task, labels=labels, window=32)).train(False)
     one = collate([window(5, targets)], torch.device("cpu"))
     names = {"start_positions": one.targets[:, 0], "end_positions": one.targets[:, -1]}
-    given = names if task == "question-answering" else {"labels": one.targets if len(targets) > 2 else one.targets[:, 0]}
+    given = (
+        names if task == "question-answering" else {"labels": one.targets if len(targets) > 2 else one.targets[:, 0]}
+    )
     theirs = model(input_ids=one.ids, attention_mask=one.attended, token_type_ids=one.types, **given).loss
     assert task_loss(task, logits_of(model, one), one).item() == pytest.approx(theirs.item(), rel=1e-5)
 

@@ -11,7 +11,8 @@ from compression import prune
 
 
 @pytest.mark.parametrize(
-    ("progress", "expected"), [(-1.0, 0.0), (0.0, 0.0), (0.25, 0.9 * 37 / 64), (0.5, 0.9 * 7 / 8), (1.0, 0.9), (2.0, 0.9)]
+    ("progress", "expected"),
+    [(-1.0, 0.0), (0.0, 0.0), (0.25, 0.9 * 37 / 64), (0.5, 0.9 * 7 / 8), (1.0, 0.9), (2.0, 0.9)],
 )
 def test_cubic_schedule_by_hand(progress: float, expected: float) -> None:
     assert prune.cubic_sparsity(progress, 0.9) == pytest.approx(expected, abs=1e-12)

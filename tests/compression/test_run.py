@@ -100,7 +100,9 @@ def test_check_tells_the_plan_without_training(tmp_path: Path) -> None:
 def test_mistakes_end_at_once_with_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     base = tiny.checkpoint(tmp_path / "base")
     (tmp_path / "r.toml").write_text(tiny.recipe("text-classification", base, tmp_path).replace(old, new))
-    result = CliRunner().invoke(app, ["run", str(tmp_path / "r.toml"), "--data", str(tmp_path), "--run-folder", str(tmp_path / "x")])
+    result = CliRunner().invoke(
+        app, ["run", str(tmp_path / "r.toml"), "--data", str(tmp_path), "--run-folder", str(tmp_path / "x")]
+    )
     assert result.exit_code == 2
     assert result.output.startswith("error: ") and message in result.output
     assert not (tmp_path / "x" / "metrics.jsonl").exists()

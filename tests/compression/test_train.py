@@ -56,7 +56,9 @@ def test_gradient_accumulation_gives_the_step_of_the_whole_batch(tmp_path: Path)
         model = load_model(str(tiny.checkpoint(tmp_path / "same")), one.recipe.task)
         torch.manual_seed(5)
         torch.nn.init.normal_(model.get_submodule("classifier").weight)
-        training = Training(epochs=0.5, learning_rate=1e-3, batch_size=16, dropout=0.0, gradient_accumulation=accumulation)
+        training = Training(
+            epochs=0.5, learning_rate=1e-3, batch_size=16, dropout=0.0, gradient_accumulation=accumulation
+        )
         folder = tmp_path / str(accumulation)
         folder.mkdir()
         train.train(model, stage(one, model, training, {}), folder)

@@ -8,13 +8,37 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 POSITIVE = ("good", "great", "fine", "lovely", "superb")
 NEGATIVE = ("bad", "awful", "dull", "poor", "weak")
 PEOPLE = ("anna", "ben", "clara", "david")
 PLACES = ("paris", "oslo", "berlin", "rome")
-NEUTRAL = ("the", "film", "was", "and", "a", "story", "lives", "in", "went", "to", "who", "where", "does", "live", "?", ".")
+NEUTRAL = (
+    "the",
+    "film",
+    "was",
+    "and",
+    "a",
+    "story",
+    "lives",
+    "in",
+    "went",
+    "to",
+    "who",
+    "where",
+    "does",
+    "live",
+    "?",
+    ".",
+)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -42,12 +66,22 @@ def checkpoint(folder: Path, *, family: str = "bert", layers: int = 2, hidden: i
         model = BertModel(config)
     else:
         distil = DistilBertConfig(
-            vocab_size=vocabulary, dim=hidden, n_layers=layers, n_heads=4, hidden_dim=2 * hidden, max_position_embeddings=64
+            vocab_size=vocabulary,
+            dim=hidden,
+            n_layers=layers,
+            n_heads=4,
+            hidden_dim=2 * hidden,
+            max_position_embeddings=64,
         )
         model = DistilBertModel(distil)
     model.save_pretrained(folder)
     PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", mask_token="[MASK]"
+        tokenizer_object=made,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
     ).save_pretrained(folder)
     return folder
 
@@ -128,7 +162,11 @@ freeze_embeddings = true
 def recipe(task: str, base: Path, data: Path, *, epochs: float = 3) -> str:
     """Write the data file of a task into `data` and return the text of a recipe that trains on it."""
     writers = {
-        "question-answering": (write_questions, "", 'question = "where does anna live?"\ncontext = "anna lives in oslo."'),
+        "question-answering": (
+            write_questions,
+            "",
+            'question = "where does anna live?"\ncontext = "anna lives in oslo."',
+        ),
         "text-classification": (write_sentiment, 'labels = ["negative", "positive"]', 'text = "the story was superb"'),
         "token-classification": (write_entities, 'labels = ["PER", "LOC"]', 'text = "clara went to rome."'),
     }

@@ -1,0 +1,79 @@
+# Every command of the project; CI and the README call these and nothing of their own. A clean clone needs Python 3.11-3.13,
+# a C++20 compiler and make. Everything else goes into $(VENV) at the versions in constraints.txt.
+# Not Python 3.14: its standard library has a package named `compression`, which would hide ours.
+
+VENV ?= .venv
+PORT ?= 8000
+# PYTHON=/path/to/python picks the interpreter; left empty, the first fitting one is taken.
+PYTHON ?=
+INTERPRETERS := python3 python3.13 python3.12 python3.11
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# What a new build or a new resolution depends on. Python sources are not here: the install is editable.
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find engine/src -type f 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup serve test check bench lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables: PORT=$(PORT) VENV=$(VENV) PYTHON=<interpreter, 3.11 to 3.13>"
+
+setup: $(VENV)/.dev ## Install everything a developer needs: service, trainer, tests
+
+serve: $(VENV)/.service ## Build the engine and serve the embedded models on PORT (default 8000); no torch needed
+	@echo "==> Serving on http://localhost:$(PORT) (Ctrl-C stops, PORT=... picks another port)"
+	@SPARSELANE_PORT=$(PORT) exec $(BIN)/sparselane serve
+
+test: check ## Run the checks, then all tests
+	@echo "==> Tests"
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## Lint, formatting, types
+	@echo "==> ruff check, ruff format, mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.dev ## Run the benchmarks (see bench/)
+	@$(BIN)/python -m bench
+
+lock: $(VENV)/.dev ## Write the environment's versions into constraints.txt
+	@grep '^#' constraints.txt > $(VENV)/constraints.new
+	@$(PIP) freeze --exclude sparselane | sed 's/+cpu$$//' >> $(VENV)/constraints.new
+	@mv $(VENV)/constraints.new constraints.txt
+	@touch $(VENV)/.tools $(VENV)/.service $(VENV)/.dev
+
+clean: ## Remove the environment, builds and caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find service engine compression tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is touched only after its install succeeded, so a broken install is tried again.
+$(VENV)/.python:
+	@for python in $(or $(PYTHON),$(INTERPRETERS)); do \
+	    if "$$python" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1; then \
+	        echo "==> Creating $(VENV) with $$("$$python" -V)" && "$$python" -m venv $(VENV) && touch $@; exit; \
+	    fi; \
+	done; \
+	echo "error: no Python 3.11, 3.12 or 3.13 with venv and ensurepip among: $(or $(PYTHON),$(INTERPRETERS))." >&2; \
+	echo "       Install one (on Debian also its python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; exit 1
+
+$(VENV)/.tools: constraints.txt | $(VENV)/.python
+	@command -v $${CXX:-c++} >/dev/null || { echo "error: no C++ compiler ($${CXX:-c++}): install g++ or clang, or set CXX" >&2; exit 1; }
+	@echo "==> Installing the build tools"
+	@$(PIP) install --constraint constraints.txt scikit-build-core nanobind cmake ninja
+	@touch $@
+
+# Without an isolated build the engine is compiled by tools that stay, so its build folder stays valid between installs.
+$(VENV)/.service: $(VENV)/.tools $(SOURCES)
+	@echo "==> Building the engine and installing the service"
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable .
+	@touch $@
+
+# By name: the package just installed stays as it is, only what its extras ask for is added.
+$(VENV)/.dev: $(VENV)/.service
+	@echo "==> Installing the trainer and the test tools (torch takes a while the first time)"
+	@$(PIP) install --constraint constraints.txt 'sparselane[dev,compression]'
+	@touch $@

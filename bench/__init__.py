@@ -1,0 +1,1 @@
+"""Measurements: speed, memory and load time as ratios beside a peer in one run. See README.md here."""

@@ -1,0 +1,50 @@
+"""The README's table of embedded models, generated from their manifests: `python -m bench.results` rewrites it."""
+
+from pathlib import Path
+
+import engine
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- results: python -m bench.results -->", "<!-- end of results -->"
+_METRICS = {"f1": ("F1", 1), "accuracy": ("accuracy", 100), "entity_f1": ("entity F1", 100)}
+
+
+def results_table(models: Path) -> str:
+    """Return the Markdown table of all artifacts in a folder, by name; scores in percent."""
+    lines = [
+        "| model | judged on | dense | sparse | sparse int8 (artifact) | zeros | encoder | whole model | training |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for folder in sorted(path.parent for path in models.glob("*/manifest.json")):
+        manifest = engine.read_manifest(folder).raw
+        quality, size = manifest["quality"], manifest["size"]
+        name, factor = _METRICS[quality["metric"]]
+        scores = " | ".join(f"{factor * quality[key]:.1f}" for key in ("dense", "sparse", "quantized"))
+        minutes = sum(manifest["provenance"]["minutes"].values())
+        lines.append(
+            f"| `{manifest['name']}` | {quality['dataset']} {quality['split']} ({quality['examples']:,}), {name} "
+            f"| {scores} | {100 * manifest['sparsity']['overall']:.1f} % "
+            f"| {size['encoder_bytes'] / 1e6:.1f} MB, {size['ratio_encoder']:.0f}x smaller "
+            f"| {size['total_bytes'] / 1e6:.1f} MB, {size['ratio_total']:.1f}x smaller | {minutes:.0f} min |"
+        )
+    return "\n".join(lines)
+
+
+def with_results(readme: str, table: str) -> str:
+    """Put the table between its markers. Raises ValueError where the text has no markers."""
+    before, found, rest = readme.partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not (found and closed):
+        raise ValueError(f"the README holds no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def main() -> None:
+    """Rewrite the table in README.md."""
+    path = ROOT / "README.md"
+    text = with_results(path.read_text(encoding="utf-8"), results_table(ROOT / "service" / "models"))
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
