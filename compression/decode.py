@@ -12,10 +12,12 @@ Floats = NDArray[np.float32]
 
 
 def best_classes(windows: Sequence[Window], logits: Sequence[Floats], count: int) -> list[int]:
-    """Return the class of each of `count` examples: the best mean logit [C] over its windows."""
+    """Return the class of each of `count` examples: the best logit [C], averaged over windows by their tokens."""
     sums: dict[int, Floats] = {}
     for window, values in zip(windows, logits, strict=True):
-        sums[window.example] = sums.get(window.example, np.zeros_like(values)) + values
+        # The two special tokens of a window do not count; a text without words has only those.
+        weight = max(1, len(window.ids) - 2)
+        sums[window.example] = sums.get(window.example, np.zeros_like(values)) + weight * values
     return [int(sums[number].argmax()) for number in range(count)]
 
 

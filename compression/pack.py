@@ -182,6 +182,7 @@ def _write_files(
 
 
 def _seal(path: Path) -> dict[str, Any]:
+    path.chmod(0o644)  # the tensor library writes 0600, which would shut out the server's user
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
 

@@ -63,7 +63,8 @@ def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
     plan = plan_batches(lengths, training.batch_size, training.epochs, stage.seed)
     seed_everything(stage.seed)
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, training))
-    loop = _Loop(model, wrapped, optimizer, accelerator, stage, dict(stage.masks), len(plan))
+    masks = {name: mask.to(accelerator.device) for name, mask in stage.masks.items()}
+    loop = _Loop(model, wrapped, optimizer, accelerator, stage, masks, len(plan))
     first = _restore(loop, folder)
     began = monotonic() - 60 * loop.minutes
     model.train()
@@ -232,7 +233,8 @@ def _save(loop: _Loop, folder: Path, step: int) -> None:
 
 def _restore(loop: _Loop, folder: Path) -> int:
     path = folder / "state.pt"
-    state = torch.load(path, weights_only=True) if path.is_file() else None
+    device = loop.accelerator.device
+    state = torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
     if state is None or state["stage"] != loop.stage.name:
         drop_metrics(folder, loop.stage.name, 0)
         return 0
@@ -240,7 +242,7 @@ def _restore(loop: _Loop, folder: Path) -> int:
     loop.optimizer.load_state_dict(state["optimizer"])
     loop.masks = state["masks"]
     loop.minutes = float(state["minutes"])
-    torch.set_rng_state(state["random"])
+    torch.set_rng_state(state["random"].cpu())
     step = int(state["step"])
     drop_metrics(folder, loop.stage.name, step)
     return step

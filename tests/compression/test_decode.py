@@ -41,9 +41,10 @@ def test_an_answer_grows_to_whole_words() -> None:
     assert margin > 0
 
 
-def test_classes_are_the_best_mean_over_windows() -> None:
-    windows = [Window(n, *([np.empty(0, np.int32)] * 4)) for n in (0, 0, 1)]
-    logits = [np.array(row, np.float32) for row in ([3, 0], [0, 4], [1, 0])]
+def test_classes_are_the_best_logit_averaged_by_tokens() -> None:
+    lengths = ((0, 3), (0, 12), (1, 2))  # example, tokens with the two special ones
+    windows = [Window(n, np.zeros(length, np.int32), *([np.empty(0, np.int32)] * 3)) for n, length in lengths]
+    logits = [np.array(row, np.float32) for row in ([30, 0], [0, 4], [1, 0])]
     assert best_classes(windows, logits, 2) == [1, 0]
 
 

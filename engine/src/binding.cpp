@@ -1,0 +1,186 @@
+// The Python face of the engine: one class. Checks of shape and type are here; what the numbers mean is checked in
+// packed.cpp and forward.cpp.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "binding.h"
+#include "forward.h"
+#include "isa.h"
+#include "model.h"
+
+using namespace nanobind::literals;
+
+namespace sparselane {
+namespace {
+
+// tensors[name] as a C-contiguous array of T with exactly this many dimensions.
+template <class T, int N>
+In<T, N> tensor(const nb::dict& tensors, const std::string& name) {
+    if (!tensors.contains(name.c_str())) throw nb::value_error(("tensor " + name + " is missing").c_str());
+    In<T, N> array;
+    if (!nb::try_cast(tensors[name.c_str()], array, false))
+        throw nb::type_error(("tensor " + name + " has the wrong dtype, rank or order").c_str());
+    return array;
+}
+
+std::vector<float> floats(const nb::dict& tensors, const std::string& name, std::size_t expected) {
+    const auto array = tensor<float, 1>(tensors, name);
+    check_size(name, array.size(), expected);
+    return {array.data(), array.data() + array.size()};
+}
+
+Table table(const nb::dict& tensors, const std::string& name, int rows, int hidden) {
+    const auto array = tensor<std::int8_t, 2>(tensors, name);
+    check_size(name, array.size(), size(rows) * size(hidden));
+    return {{array.data(), array.data() + array.size()}, floats(tensors, name + ".scale", size(rows))};
+}
+
+Norm norm(const nb::dict& tensors, const std::string& name, int hidden) {
+    return {floats(tensors, name + ".weight", size(hidden)), floats(tensors, name + ".bias", size(hidden))};
+}
+
+Dense dense(const nb::dict& tensors, const std::string& name, int rows, int hidden) {
+    const auto weight = tensor<float, 2>(tensors, name + ".weight");
+    check_size(name + ".weight", weight.size(), size(rows) * size(hidden));
+    return {{weight.data(), weight.data() + weight.size()}, floats(tensors, name + ".bias", size(rows))};
+}
+
+// ---- Model ----------------------------------------------------------------------------------------------------------
+
+Architecture architecture(const nb::dict& sizes, const std::string& activation, const std::string& head,
+                          float epsilon) {
+    const auto value = [&](const char* name) { return nb::cast<int>(sizes[name]); };
+    Architecture a{value("layers"),     value("hidden"),    value("heads"), value("ffn"),
+                   value("vocabulary"), value("positions"), value("types"), value("labels"),
+                   Activation::gelu,    Head::tokens,       epsilon};
+    if (activation == "relu")
+        a.activation = Activation::relu;
+    else if (activation != "gelu")
+        throw nb::value_error(("activation is '" + activation + "', must be gelu or relu").c_str());
+    if (head == "tanh")
+        a.head = Head::sequence_tanh;
+    else if (head == "relu")
+        a.head = Head::sequence_relu;
+    else if (head != "tokens")
+        throw nb::value_error(("head is '" + head + "', must be tokens, tanh or relu").c_str());
+    return a;
+}
+
+void load_embeddings(Model& model, const nb::dict& tensors) {
+    const Architecture& a = model.architecture;
+    model.word = table(tensors, "word", a.vocabulary, a.hidden);
+    model.position = table(tensors, "position", a.positions, a.hidden);
+    if (a.types > 0) model.type = table(tensors, "type", a.types, a.hidden);
+    model.embedding_norm = norm(tensors, "norm", a.hidden);
+    model.embeddings_loaded = true;
+}
+
+// `rice` holds the Rice parameter of each of the six matrices, in the order of kMatrixNames.
+void load_layer(Model& model, int index, const nb::dict& tensors, const std::vector<int>& rice) {
+    if (index < 0 || index >= model.architecture.layers) throw nb::value_error("layer index out of range");
+    check_size("rice", rice.size(), kMatrices);
+    std::vector<MatrixSource> sources;
+    for (int m = 0; m < kMatrices; ++m) {
+        const std::string name = kMatrixNames[m];
+        const auto matrix = static_cast<Matrix>(m);
+        sources.push_back({name, model.rows(matrix), model.columns(matrix), rice[size(m)],
+                           view(tensor<std::uint8_t, 1>(tensors, name + ".positions")),
+                           view(tensor<std::uint16_t, 1>(tensors, name + ".row_survivors")),
+                           view(tensor<std::int8_t, 1>(tensors, name + ".values")),
+                           view(tensor<float, 1>(tensors, name + ".scale")),
+                           view(tensor<float, 1>(tensors, name + ".bias"))});
+    }
+    Layer& layer = model.layers[size(index)];
+    layer.attention_norm = norm(tensors, "attention_norm", model.architecture.hidden);
+    layer.output_norm = norm(tensors, "output_norm", model.architecture.hidden);
+    const nb::gil_scoped_release release;  // `tensors` keeps the spans' memory alive
+    model.load_matrices(index, sources);
+}
+
+void load_head(Model& model, const nb::dict& tensors) {
+    const Architecture& a = model.architecture;
+    if (a.head != Head::tokens) model.head_dense = dense(tensors, "dense", a.hidden, a.hidden);
+    model.head_output = dense(tensors, "output", a.labels, a.hidden);
+    model.head_loaded = true;
+}
+
+using Tokens = In<std::int32_t, 1>;
+
+Batch batch_of(const Tokens& tokens, const Tokens& lengths, const std::optional<Tokens>& types) {
+    return {view(tokens), view(lengths), types ? view(*types) : std::span<const std::int32_t>{}};
+}
+
+Out<float, 2> run_forward(Model& model, const Tokens& tokens, const Tokens& lengths,
+                          const std::optional<Tokens>& types) {
+    const Batch batch = batch_of(tokens, lengths, types);
+    check_batch(model, batch);
+    const auto [logits, data] = make<float, 2>({logit_rows(model, batch), size(model.architecture.labels)});
+    {
+        const nb::gil_scoped_release release;
+        forward(model, batch, data, nullptr);
+    }
+    return logits;
+}
+
+Out<float, 3> run_hidden_states(Model& model, const Tokens& tokens, const Tokens& lengths,
+                                const std::optional<Tokens>& types) {
+    const Batch batch = batch_of(tokens, lengths, types);
+    check_batch(model, batch);
+    const Architecture& a = model.architecture;
+    const auto [hidden, data] = make<float, 3>({size(a.layers) + 1, batch.tokens.size(), size(a.hidden)});
+    std::vector<float> logits(logit_rows(model, batch) * size(a.labels));
+    {
+        const nb::gil_scoped_release release;
+        forward(model, batch, logits.data(), data);
+    }
+    return hidden;
+}
+
+// Binds one error of packed.h; engine/artifact.py turns it into its ArtifactError.
+template <class Error>
+void bind_error(nb::module_& m, const char* name) {
+    nb::exception<Error>(m, name, PyExc_ValueError);
+}
+
+}  // namespace
+}  // namespace sparselane
+
+NB_MODULE(_engine, m) {
+    using namespace sparselane;
+    bind_error<IndexOutOfRange>(m, "IndexOutOfRangeError");
+    bind_error<PositionsTruncated>(m, "PositionsTruncatedError");
+    bind_error<PositionsTrailing>(m, "PositionsTrailingError");
+    bind_error<WeightOutOfRange>(m, "WeightOutOfRangeError");
+
+    nb::class_<Model>(m, "Model")
+        .def(
+            "__init__",
+            [](Model* self, const nb::dict& sizes, const std::string& activation, const std::string& head,
+               float epsilon, int threads, const std::optional<std::string>& isa) {
+                new (self) Model(architecture(sizes, activation, head, epsilon), threads, choose_kernels(isa));
+            },
+            "sizes"_a, "activation"_a, "head"_a, "epsilon"_a, "threads"_a, "isa"_a.none())
+        .def("load_embeddings", &load_embeddings, "tensors"_a)
+        .def("load_layer", &load_layer, "index"_a, "tensors"_a, "rice"_a)
+        .def("load_head", &load_head, "tensors"_a)
+        .def("forward", &run_forward, "input_ids"_a.noconvert(), "lengths"_a.noconvert(),
+             "type_ids"_a.noconvert().none())
+        .def("hidden_states", &run_hidden_states, "input_ids"_a.noconvert(), "lengths"_a.noconvert(),
+             "type_ids"_a.noconvert().none())
+        .def_prop_ro("threads", [](const Model& model) { return model.pool->threads(); })
+        .def_prop_ro("isa", [](const Model& model) { return model.kernels.name; });
+
+    nb::list matrices;
+    for (const char* name : kMatrixNames) matrices.append(name);
+    m.attr("MATRICES") = matrices;
+    m.attr("MAX_COLUMNS") = kMaxColumns;
+    m.attr("MAX_THREADS") = kMaxThreads;
+    m.def("supported_isas", &supported_isas);
+    bind_kernels(m);
+}

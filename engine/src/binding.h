@@ -1,0 +1,48 @@
+// What the two halves of the binding share: typed arrays, and checks that raise Python's own exceptions.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <array>
+#include <cstddef>
+#include <span>
+#include <string>
+#include <utility>
+
+namespace sparselane {
+
+namespace nb = nanobind;
+
+template <class T, int N>
+using In = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+template <class T, int N>
+using Out = nb::ndarray<nb::numpy, T, nb::ndim<N>>;
+
+template <class Array>
+auto view(const Array& array) {
+    return std::span(array.data(), array.size());
+}
+
+// A new numpy array of that shape, and its memory.
+template <class T, int N>
+std::pair<Out<T, N>, T*> make(const std::array<std::size_t, N>& shape) {
+    std::size_t count = 1;
+    for (const std::size_t side : shape) count *= side;
+    T* data = new T[count]();
+    nb::capsule owner(data, [](void* memory) noexcept { delete[] static_cast<T*>(memory); });
+    return {Out<T, N>(data, N, shape.data(), owner), data};
+}
+
+inline void check_size(const std::string& name, std::size_t size, std::size_t expected) {
+    if (size != expected)
+        throw nb::value_error(
+            (name + " holds " + std::to_string(size) + " numbers, must hold " + std::to_string(expected)).c_str());
+}
+
+inline std::size_t size(int value) { return static_cast<std::size_t>(value); }
+
+// The single kernels, for their tests: binding_kernels.cpp.
+void bind_kernels(nb::module_& m);
+
+}  // namespace sparselane

@@ -1,0 +1,82 @@
+// A loaded model: its sizes, its numbers in the engine's order, and the checks on both. forward.h runs it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "packed.h"
+#include "pool.h"
+
+namespace sparselane {
+
+enum class Activation { gelu, relu };
+enum class Head { tokens, sequence_tanh, sequence_relu };  // logits per token, or per sequence behind a dense layer
+
+struct Architecture {
+    int layers, hidden, heads, ffn, vocabulary, positions, types, labels;
+    Activation activation;
+    Head head;
+    float epsilon;
+};
+
+// One embedding table: int8 rows, a scale per row.
+struct Table {
+    std::vector<std::int8_t> rows;
+    std::vector<float> scales;
+};
+
+struct Norm {
+    std::vector<float> weight, bias;
+};
+
+struct Dense {
+    std::vector<float> weight, bias;  // [out, in], [out]
+};
+
+// In the order of the artifact's names: query, key, value, attention_output, ffn_in, ffn_out.
+enum Matrix { kQuery, kKey, kValue, kAttentionOutput, kFfnIn, kFfnOut, kMatrices };
+inline constexpr const char* kMatrixNames[kMatrices] = {"query",  "key",    "value", "attention_output",
+                                                        "ffn_in", "ffn_out"};
+
+struct Layer {
+    PackedMatrix matrices[kMatrices];
+    Norm attention_norm, output_norm;
+    bool loaded = false;
+};
+
+// What one forward needs beside the model; kept from call to call, so that a warm model allocates next to nothing.
+struct Workspace {
+    Buffer<float> x, query, key, value, context, wide, logits;
+    Buffer<std::uint8_t> quantized;
+    Buffer<float> scales;
+    Buffer<std::int32_t> zeros;
+    std::vector<Buffer<float>> scratch;  // one per worker, for attention
+};
+
+struct Model {
+    Model(const Architecture& architecture, int threads, const Kernels& kernels);
+
+    // Rows and columns of a matrix of every layer.
+    int rows(Matrix matrix) const;
+    int columns(Matrix matrix) const;
+
+    // Decodes and packs the six matrices of a layer on the pool. Throws what pack() throws, with the matrix's name.
+    void load_matrices(int layer, std::span<const MatrixSource> sources);
+
+    Architecture architecture;
+    const Kernels& kernels;
+    std::shared_ptr<Pool> pool;
+    Table word, position, type;
+    Norm embedding_norm;
+    std::vector<Layer> layers;
+    Dense head_dense, head_output;
+    Workspace workspace;  // guarded by the pool's lease
+    bool embeddings_loaded = false;
+    bool head_loaded = false;
+};
+
+}  // namespace sparselane

@@ -1,0 +1,126 @@
+#include "pool.h"
+
+#include <unistd.h>
+
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace sparselane {
+namespace {
+
+// About 10 to 40 microseconds: longer than the pause between two loops of a request, shorter than anyone notices.
+constexpr int kSpins = 400;
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");
+#endif
+}
+
+}  // namespace
+
+std::shared_ptr<Pool> Pool::shared(int threads) {
+    static std::mutex mutex;
+    static std::map<int, std::weak_ptr<Pool>> pools;
+    const std::lock_guard lock(mutex);
+    std::shared_ptr<Pool> pool = pools[threads].lock();
+    if (!pool || pool->owner_ != getpid()) pools[threads] = pool = std::make_shared<Pool>(threads);
+    return pool;
+}
+
+Pool::Pool(int threads) : owner_(getpid()) {
+    if (threads < 1 || threads > kMaxThreads)
+        throw std::invalid_argument("threads is " + std::to_string(threads) + ", must be 1 to " +
+                                    std::to_string(kMaxThreads));
+    workers_.reserve(static_cast<std::size_t>(threads - 1));
+    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+}
+
+Pool::~Pool() {
+    if (owner_ != getpid()) {  // after fork() there is no thread to join
+        for (auto& worker : workers_) worker.detach();
+        return;
+    }
+    stop_.store(true);
+    generation_.fetch_add(1);
+    generation_.notify_all();
+    for (auto& worker : workers_) worker.join();
+}
+
+Pool::Lease::Lease(Pool& pool) : pool_(pool), lock_(pool.mutex_) {
+    if (pool.owner_ != getpid())
+        throw std::runtime_error("the model was loaded before fork(): load it again in this process");
+    std::fegetenv(&callers_mode_);
+    std::fesetenv(FE_DFL_ENV);
+    pool_.leased_.store(true, std::memory_order_relaxed);
+}
+
+Pool::Lease::~Lease() {
+    pool_.leased_.store(false, std::memory_order_relaxed);
+    std::fesetenv(&callers_mode_);
+}
+
+// The caller waits for tasks, never for threads: a worker that the kernel did not run in time (a busy machine) has
+// claimed nothing and delays nobody.
+void Pool::run(std::size_t tasks, const void* context, Call call) {
+    if (tasks == 0) return;
+    if (tasks > UINT32_MAX) throw std::length_error("too many tasks in one loop");
+    context_ = context;
+    call_ = call;
+    tasks_ = static_cast<std::uint32_t>(tasks);
+    done_.store(0, std::memory_order_relaxed);
+    const std::uint64_t loop = (unclaimed_.load(std::memory_order_relaxed) >> 32) + 1;
+    unclaimed_.store(loop << 32 | tasks_, std::memory_order_release);
+    if (tasks > 1) {
+        generation_.fetch_add(1, std::memory_order_release);
+        generation_.notify_all();
+    }
+    take_tasks(0);
+    for (int spin = 0;; ++spin) {
+        const std::uint32_t done = done_.load(std::memory_order_acquire);
+        if (done == tasks_) break;
+        if (spin < kSpins)
+            relax();
+        else
+            done_.wait(done, std::memory_order_acquire);
+    }
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void Pool::take_tasks(int worker) {
+    std::uint64_t left = unclaimed_.load(std::memory_order_acquire);
+    while ((left & UINT32_MAX) != 0) {
+        if (!unclaimed_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+            continue;
+        const std::uint32_t tasks = tasks_;
+        try {
+            call_(context_, tasks - static_cast<std::uint32_t>(left), worker);
+        } catch (...) {
+            const std::lock_guard lock(error_mutex_);
+            if (!error_) error_ = std::current_exception();
+        }
+        if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == tasks) done_.notify_one();
+        left = unclaimed_.load(std::memory_order_acquire);
+    }
+}
+
+void Pool::work(int worker) {
+    std::fesetenv(FE_DFL_ENV);  // a new thread inherits its creator's mode
+    std::uint32_t seen = 0;
+    for (;;) {
+        for (int spin = 0; spin < kSpins && leased_.load(std::memory_order_relaxed); ++spin) {
+            if (generation_.load(std::memory_order_acquire) != seen) break;
+            relax();
+        }
+        generation_.wait(seen, std::memory_order_acquire);
+        seen = generation_.load(std::memory_order_acquire);
+        if (stop_.load()) return;
+        take_tasks(worker);
+    }
+}
+
+}  // namespace sparselane

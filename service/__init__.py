@@ -1,0 +1,1 @@
+"""Serve sparse, 8-bit BERT artifacts over HTTP: tokenize, batch, run the engine, answer."""

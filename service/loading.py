@@ -1,0 +1,107 @@
+"""A folder of artifacts to models that serve: loaded, and proven on their own golden examples."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import engine
+from service.errors import ServiceError, StartupError
+from service.models import Model, Models
+from service.pipeline import TASKS, answer_now
+from service.windows import TextTokenizer, Windows
+
+log = logging.getLogger("sparselane")
+
+
+class GoldenError(Exception):
+    """A model does not answer one of its golden examples as its manifest says."""
+
+
+def load_models(folder: Path, threads: int | None) -> Models:
+    """Load and prove every artifact in a subfolder of `folder`; `threads` None is the CPU quota.
+
+    An artifact that fails is in `failures` with the reason and does not serve; the others do.
+
+    Raises:
+        StartupError: no such folder, or no artifact in it; more threads than CPUs, or an ISA that the CPU lacks.
+    """
+    if not folder.is_dir():
+        raise StartupError(f"there is no models folder {folder}; set SPARSELANE_MODELS_DIR or --models-dir to one")
+    # Names with a dot in front are not finished yet, or belong to whatever mounted the folder.
+    paths = sorted(path.parent for path in folder.glob("[!.]*/manifest.json"))
+    if not paths:
+        raise StartupError(
+            f"the models folder {folder} has no subfolder with a manifest.json; put an artifact there "
+            "(sparselane-compress makes them), or set SPARSELANE_MODELS_DIR or --models-dir to another folder"
+        )
+    serving: dict[str, Model] = {}
+    failures: dict[str, str] = {}
+    for path in paths:
+        try:
+            model = load_model(path, threads)
+            if model.name in serving:
+                raise StartupError(f"another artifact in {folder} is called '{model.name}' too; rename one")
+        except (engine.ArtifactError, StartupError, GoldenError) as error:
+            failures[path.name] = f"{type(error).__name__}: {error}"
+            log.error("model %s does not serve: %s", path.name, failures[path.name])
+        except ValueError as error:  # the engine's word for threads or an ISA that this machine does not have
+            raise StartupError(str(error)) from error
+        else:
+            serving[model.name] = model
+    return Models(serving, failures)
+
+
+def load_model(path: Path, threads: int | None) -> Model:
+    """Load one artifact and replay its golden examples, which also warms it up.
+
+    Raises:
+        engine.ArtifactError, ValueError: see `engine.load`. StartupError: the tokenizer cannot be used.
+        GoldenError: an answer is not what the manifest promises.
+    """
+    began = perf_counter()
+    loaded = engine.load(path, threads=threads)
+    manifest = loaded.manifest
+    task = manifest.task
+    tokenizer = TextTokenizer(path / "tokenizer.json", manifest.architecture.vocabulary)
+    model = Model(
+        name=manifest.name,
+        task=task.name,
+        labels=tuple(task.labels),
+        windows=Windows(tokenizer, task.window, task.stride),
+        max_answer_tokens=task.max_answer_tokens,
+        uses_types=manifest.architecture.types > 0,
+        forward=loaded.forward,
+        details={
+            "precision": "int8",
+            "sparsity": f"{manifest.sparsity['overall']:.4f}",
+            "sha256": str(manifest.files["model.safetensors"]["sha256"]),
+            "isa": loaded.isa,
+            "threads": str(loaded.threads),
+        },
+    )
+    read = perf_counter()
+    replay(model, manifest.golden)
+    log.info(
+        "model %s: %s, sparsity %s, %s, %d threads; loaded in %.2f s, %d golden examples right in %.2f s",
+        *(model.name, model.task, model.details["sparsity"], loaded.isa, loaded.threads),
+        *(read - began, len(manifest.golden), perf_counter() - read),
+    )
+    return model
+
+
+def replay(model: Model, golden: tuple[Mapping[str, Any], ...]) -> None:
+    """Answer golden examples through the whole pipeline. Raises GoldenError at the first wrong one."""
+    task = TASKS[model.task]
+    if not golden:
+        log.warning("model %s has no golden examples: nothing proves that it answers as when it was made", model.name)
+    for number, example in enumerate(golden):
+        try:
+            item = task.item.validate_python(example["input"])
+            entries, _ = answer_now(task, model, item, task.parameters())
+        except (ServiceError, ValueError, KeyError) as error:
+            raise GoldenError(f"golden example {number} cannot be answered: {error}") from error
+        given = task.golden(entries)
+        if given != example["expected"]:
+            raise GoldenError(f"golden example {number} gives {given}, the manifest expects {example['expected']}")

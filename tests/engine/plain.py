@@ -1,0 +1,106 @@
+"""The engine's arithmetic once more in plain numpy: no tiles, no lanes, no kernels; tokens are rows.
+
+Linear layers are float32 in the order docs/artifact.md section 4 gives, everything else is float64.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+import engine
+
+# How close, in quantization levels, a value may lie to a tie before rounding errors could push it over. A float32
+# chain of some hundred operations on values below 255 levels is off by far less than a thousandth of a level.
+TIE = 2e-3
+
+
+class Plain:
+    """An artifact as a dictionary of arrays, dequantized nowhere; reads what compression/pack.py wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = engine.read_manifest(folder)
+        self.tensors = load_file(folder / "model.safetensors")
+        self.ambiguous = np.zeros(0, bool)  # tokens of the last call that had a value close to a tie
+
+    def weight(self, name: str) -> np.ndarray:
+        """int8 [rows, columns], decoded bit by bit from the file's Rice codes."""
+        info = self.manifest.matrices[name]
+        stream = iter(np.unpackbits(self.tensors[f"{name}.positions"], bitorder="little").tolist())
+        values = iter(self.tensors[f"{name}.values"].tolist())
+        weight = np.zeros((info.rows, info.columns), np.int8)
+        for row, survivors in enumerate(self.tensors[f"{name}.row_survivors"]):
+            column = -1
+            for _ in range(survivors):
+                quotient = 0
+                while next(stream) == 0:
+                    quotient += 1
+                column += 1 + (quotient << info.rice) + sum(next(stream) << i for i in range(info.rice))
+                weight[row, column] = next(values)
+        assert not any(stream)
+        return weight
+
+    def linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        """Multiply [tokens, columns] float32 by a matrix: quantize, exact integers, dequantize."""
+        low, high = np.minimum(x.min(axis=1), 0), np.maximum(x.max(axis=1), 0)
+        scale = (high - low) / np.float32(255)
+        scale[scale == 0] = 1
+        zero = np.rint(-low / scale).astype(np.int32)
+        levels = x / scale[:, None]
+        close = np.abs(levels - np.floor(levels) - 0.5).min(axis=1) < TIE
+        self.ambiguous |= close | (np.abs(np.mod(-low / scale, 1) - 0.5) < TIE)
+        quantized = np.clip(np.rint(levels).astype(np.int32) + zero[:, None], 0, 255)
+        weight = self.weight(name).astype(np.int32)
+        exact = quantized @ weight.T - zero[:, None] * weight.sum(axis=1)
+        product = self.tensors[f"{name}.scale"] * scale[:, None] * exact.astype(np.float32)
+        return product + self.tensors[f"{name}.bias"]
+
+    def norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        x = x.astype(float)
+        deviation = np.sqrt(x.var(axis=1, keepdims=True) + self.manifest.architecture.layer_norm_eps)
+        normal = (x - x.mean(axis=1, keepdims=True)) / deviation
+        return (normal * self.tensors[f"{name}.weight"] + self.tensors[f"{name}.bias"]).astype(np.float32)
+
+    def embed(self, ids: np.ndarray, types: np.ndarray) -> np.ndarray:
+        def rows(table: str, index: np.ndarray) -> np.ndarray:
+            name = f"embeddings.{table}"
+            return self.tensors[name][index] * self.tensors[f"{name}.scale"][index][:, None]
+
+        total = rows("word", ids)
+        if self.manifest.architecture.types:
+            total = total + rows("type", types)
+        return self.norm(total + rows("position", np.arange(len(ids))), "embeddings.norm")
+
+    def layer(self, x: np.ndarray, index: int) -> np.ndarray:
+        """Run one layer on one sequence, float32 [tokens, hidden]; `ambiguous` says where a tie was close."""
+        a, name = self.manifest.architecture, f"encoder.{index}."
+        self.ambiguous = np.zeros(len(x), bool)
+        heads = [self.linear(x, name + m).reshape(len(x), a.heads, -1) for m in ("query", "key", "value")]
+        self.ambiguous[:] = False  # this input was float32 already: no rounding came before it
+        query, key, value = (h.transpose(1, 0, 2).astype(float) for h in heads)
+        scores = query @ key.transpose(0, 2, 1) / math.sqrt(a.hidden // a.heads)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ value
+        context = mixed.transpose(1, 0, 2).reshape(len(x), a.hidden).astype(np.float32)
+        x = self.norm(x + self.linear(context, name + "attention_output"), name + "attention_norm")
+        wide = self.linear(x, name + "ffn_in").astype(float)
+        if a.activation == "gelu":
+            wide = 0.5 * wide * (1 + np.vectorize(math.erf)(wide / math.sqrt(2)))
+        else:
+            wide = np.maximum(wide, 0)
+        return self.norm(x + self.linear(wide.astype(np.float32), name + "ffn_out"), name + "output_norm")
+
+    def head(self, x: np.ndarray) -> np.ndarray:
+        """Logits [tokens, labels], or [1, labels] for text classification, from the last layer's output."""
+
+        def dense(x: np.ndarray, name: str) -> np.ndarray:
+            return x @ self.tensors[f"head.{name}.weight"].T.astype(float) + self.tensors[f"head.{name}.bias"]
+
+        activation = self.manifest.task.head_activation
+        if activation is None:
+            return dense(x.astype(float), "output")
+        pooled = dense(x[:1].astype(float), "dense")
+        return dense(np.tanh(pooled) if activation == "tanh" else np.maximum(pooled, 0), "output")

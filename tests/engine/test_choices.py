@@ -1,0 +1,106 @@
+"""What the engine chooses by itself: threads from the quota, kernels from the CPU; and how to choose otherwise."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import engine
+from tests.random_artifact import write_random_artifact
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    return tmp_path
+
+
+def write(root: Path, path: str, text: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+def test_without_a_quota_it_is_the_affinity_mask(root: Path) -> None:
+    assert engine.threads_from_quota(root) == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"), [("max 100000", 16), ("400000 100000", 4), ("250000 100000", 2), ("50000 100000", 1)]
+)
+def test_cgroup_v2(root: Path, text: str, threads: int) -> None:
+    write(root, "proc/self/cgroup", "0::/\n")
+    write(root, "sys/fs/cgroup/cpu.max", text + "\n")
+    assert engine.threads_from_quota(root) == threads
+
+
+def test_cgroup_v2_takes_the_smallest_quota_on_the_way_up(root: Path) -> None:
+    write(root, "proc/self/cgroup", "0::/kubepods/pod1/box\n")
+    write(root, "sys/fs/cgroup/kubepods/pod1/box/cpu.max", "max 100000\n")
+    write(root, "sys/fs/cgroup/kubepods/pod1/cpu.max", "300000 100000\n")
+    write(root, "sys/fs/cgroup/kubepods/cpu.max", "1000000 100000\n")
+    assert engine.threads_from_quota(root) == 3
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(-1, 16), (300000, 3), (10000, 1)])
+@pytest.mark.parametrize("where", ["cpu", "cpu,cpuacct", "cpu/docker/box"])
+def test_cgroup_v1(root: Path, quota: int, threads: int, where: str) -> None:
+    write(root, "proc/self/cgroup", "5:memory:/docker/box\n4:cpu:/docker/box\n3:cpuset:/\n")
+    write(root, f"sys/fs/cgroup/{where}/cpu.cfs_quota_us", f"{quota}\n")
+    write(root, f"sys/fs/cgroup/{where}/cpu.cfs_period_us", "100000\n")
+    assert engine.threads_from_quota(root) == threads
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "1 2 3", "100000 0"])
+def test_an_unreadable_quota_is_no_quota(root: Path, text: str) -> None:
+    write(root, "proc/self/cgroup", f"{text}\n0::/\n")
+    write(root, "sys/fs/cgroup/cpu.max", text)
+    assert engine.threads_from_quota(root) == 16
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifacts") / "small"
+    write_random_artifact(folder, layers=1, hidden=8, heads=2, ffn=8)
+    return folder
+
+
+def test_the_fastest_kernels_and_all_threads_are_the_default(artifact: Path) -> None:
+    model = engine.load(artifact)
+    assert (model.isa, model.threads) == (engine.supported_isas()[-1], engine.threads_from_quota())
+
+
+def test_the_environment_chooses_the_kernels(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSELANE_ISA", "reference")
+    assert engine.load(artifact).isa == "reference"
+    assert engine.load(artifact, isa=engine.supported_isas()[-1]).isa == engine.supported_isas()[-1]
+
+
+def test_kernels_that_cannot_run_are_an_error(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="isa is 'neon9', but this CPU and this build can run only: reference"):
+        engine.load(artifact, isa="neon9")
+    monkeypatch.setenv("SPARSELANE_ISA", "neon9")
+    with pytest.raises(ValueError, match="SPARSELANE_ISA is 'neon9'"):
+        engine.load(artifact)
+
+
+FORK = """
+import os, sys, engine, numpy
+model = engine.load(sys.argv[1])
+one = numpy.ones(1, numpy.int32)
+model.forward(one, one)
+if os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+try:
+    model.forward(one, one)
+except RuntimeError as error:
+    os._exit(0 if "load it again in this process" in str(error) else 2)
+os._exit(3)
+"""
+
+
+def test_a_model_from_before_fork_says_so(artifact: Path) -> None:
+    """Its threads stayed in the parent: it would wait for them for ever."""
+    done = subprocess.run([sys.executable, "-c", FORK, str(artifact)], check=False, timeout=60, cwd=artifact)
+    assert done.returncode == 0

@@ -1,0 +1,178 @@
+"""Every kernel set against numpy: spmm, dequantize and quantize to the last bit, the others to bounds derived here.
+
+u = 2^-24 is the rounding error of one float32 operation, relative to its result.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import _engine, supported_isas
+
+U = 2.0**-24
+every_isa = pytest.mark.parametrize("isa", supported_isas())
+seeds = st.integers(0, 2**32 - 1)
+quick = settings(max_examples=60, deadline=None)
+
+
+def sparse(rng: np.random.Generator, rows: int, columns: int, density: float) -> np.ndarray:
+    weight = rng.integers(-64, 65, (rows, columns)).astype(np.int8)
+    weight[rng.random(weight.shape) > density] = 0
+    return weight
+
+
+def test_the_reference_is_always_there() -> None:
+    assert supported_isas()[0] == "reference"
+
+
+@every_isa
+@quick
+@given(
+    seed=seeds, rows=st.integers(1, 40), columns=st.integers(1, 200), density=st.sampled_from([0, 0.01, 0.1, 0.5, 1])
+)
+def test_spmm_is_exact(isa: str, seed: int, rows: int, columns: int, density: float) -> None:
+    rng = np.random.default_rng(seed)
+    w, x = sparse(rng, rows, columns, density), rng.integers(0, 256, (columns, 32)).astype(np.uint8)
+    w[rng.integers(rows)] = 0  # an empty row in every case
+    np.testing.assert_array_equal(_engine.spmm(isa, w, x), w.astype(np.int32) @ x.astype(np.int32))
+
+
+@every_isa
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_spmm_does_not_saturate_at_the_largest_values(isa: str, sign: int) -> None:
+    w, x = np.full((3, 16384), 64 * sign, np.int8), np.full((16384, 32), 255, np.uint8)
+    assert (_engine.spmm(isa, w, x) == 64 * sign * 255 * 16384).all()
+
+
+def numpy_quantize(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantize float32 [features, tokens] as docs/artifact.md section 4 defines it, in float32."""
+    low, high = np.minimum(x.min(axis=0), 0), np.maximum(x.max(axis=0), 0)
+    scale = (high - low) / np.float32(255)
+    scale[scale == 0] = 1
+    zero = np.rint(-low / scale)
+    return np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.uint8), scale, zero.astype(np.int32)
+
+
+@every_isa
+@quick
+@given(
+    seed=seeds,
+    features=st.integers(1, 100),
+    size=st.sampled_from([1e-38, 1e-20, 1e-3, 1, 1e4, 1e30]),
+    shift=st.sampled_from([-3, 0, 3]),
+    groups=st.integers(1, 4),
+)
+def test_quantize_is_exact(isa: str, seed: int, features: int, size: float, shift: float, groups: int) -> None:
+    x = ((np.random.default_rng(seed).standard_normal((features, 32)) + shift) * size).astype(np.float32)
+    x[:, 5] = 0
+    lanes = groups * 8
+    for ours, expected in zip(_engine.quantize(isa, x, groups), numpy_quantize(x[:, :lanes]), strict=True):
+        np.testing.assert_array_equal(ours[..., :lanes], expected)
+
+
+@every_isa
+def test_quantize_rounds_halves_to_even(isa: str) -> None:
+    x = np.zeros((8, 32), np.float32)
+    x[:, 0] = [0, 255, 0.5, 1.5, 2.5, 3.5, 253.5, 254.5]
+    levels, scales, zeros = _engine.quantize(isa, x)
+    assert (scales[0], zeros[0]) == (1, 0)
+    assert levels[:, 0].tolist() == [0, 255, 0, 2, 2, 4, 254, 254]
+    assert (scales[1], zeros[1], levels[:, 1].tolist()) == (1, 0, [0] * 8)  # a token of zeros
+
+
+@every_isa
+def test_what_is_no_number_stays_in_its_lane(isa: str) -> None:
+    x = np.random.default_rng(0).standard_normal((9, 32)).astype(np.float32)
+    bad = x.copy()
+    bad[3, 7], bad[4, 8], bad[5, 9] = np.nan, np.inf, -np.inf
+    good_lanes = [lane for lane in range(32) if lane not in (7, 8, 9)]
+    for ours, expected in zip(_engine.quantize(isa, bad), _engine.quantize(isa, x), strict=True):
+        np.testing.assert_array_equal(ours[..., good_lanes], expected[..., good_lanes])
+
+
+@every_isa
+@quick
+@given(seed=seeds, rows=st.integers(1, 20), residual=st.booleans())
+def test_dequantize_is_exact(isa: str, seed: int, rows: int, residual: bool) -> None:
+    rng = np.random.default_rng(seed)
+    w, x = sparse(rng, rows, 50, 0.3), rng.standard_normal((50, 32)).astype(np.float32)
+    q, scales, zeros = numpy_quantize(x)
+    sums = w.astype(np.int32) @ q.astype(np.int32)
+    row_scales, biases = rng.random(rows).astype(np.float32), rng.standard_normal(rows).astype(np.float32)
+    extra = rng.standard_normal((rows, 32)).astype(np.float32) if residual else None
+    exact = sums - zeros * w.sum(axis=1, dtype=np.int32)[:, None]
+    expected = row_scales[:, None] * scales * exact.astype(np.float32) + biases[:, None]
+    ours = _engine.dequantize(isa, w, row_scales, biases, sums, scales, zeros, extra)
+    np.testing.assert_array_equal(ours, expected if extra is None else expected + extra)
+
+
+@every_isa
+def test_gelu(isa: str) -> None:
+    """The fit's error and rounding: 6e-7 * max(1, |x|), as kernels_avx2.cpp states."""
+    x = np.concatenate([np.linspace(-12, 12, 200_003), [0, -0.0, 5.5, -5.5, 1e-30, 3e38, -3e38]]).astype(np.float32)
+    expected = np.array([0.5 * v * math.erfc(-v / math.sqrt(2)) for v in x.astype(float)])
+    assert (np.abs(_engine.gelu(isa, x) - expected) <= 6e-7 * np.maximum(1, np.abs(x.astype(float)))).all()
+
+
+@every_isa
+def test_gelu_of_a_value_does_not_depend_on_its_place(isa: str) -> None:
+    x = np.random.default_rng(0).standard_normal(77).astype(np.float32)
+    together = _engine.gelu(isa, x)
+    alone = np.concatenate([_engine.gelu(isa, x[i : i + 1]) for i in range(len(x))])
+    np.testing.assert_array_equal(together, alone)
+
+
+@every_isa
+@quick
+@given(seed=seeds, features=st.integers(2, 300), shift=st.sampled_from([0, 10]), groups=st.integers(1, 4))
+def test_layer_norm(isa: str, seed: int, features: int, shift: float, groups: int) -> None:
+    """A sum of n terms is off by n u times the sum of their sizes, so is the mean; the rest is a dozen operations."""
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((features, 32)) + shift).astype(np.float32)
+    weight, bias = rng.standard_normal((2, features)).astype(np.float32)
+    exact = x.astype(float)
+    deviation = np.sqrt(exact.var(axis=0) + 1e-12)
+    normal = (exact - exact.mean(axis=0)) / deviation
+    expected = normal * weight[:, None] + bias[:, None]
+    mean_error = (features + 2) * U * np.abs(exact).mean(axis=0) / deviation
+    bound = np.abs(weight)[:, None] * (
+        mean_error + np.abs(normal) * ((features + 12) * U + mean_error)
+    ) + 4 * U * np.abs(expected)
+    bound += np.abs(weight)[:, None] * U * np.abs(exact) / deviation
+    lanes = groups * 8
+    ours = _engine.layer_norm(isa, x, weight, bias, 1e-12, groups)
+    assert (np.abs(ours - expected) <= bound)[:, :lanes].all()
+    np.testing.assert_array_equal(ours[:, lanes:], x[:, lanes:])
+
+
+@every_isa
+@quick
+@given(seed=seeds, keys=st.integers(1, 200), lanes=st.sampled_from([8, 16, 24]), size=st.sampled_from([0.1, 3, 30]))
+def test_softmax(isa: str, seed: int, keys: int, lanes: int, size: float) -> None:
+    """A score's distance d from the highest is rounded by d u, exp by 2 units, the sum of n terms by n u."""
+    scores = (np.random.default_rng(seed).standard_normal((keys, lanes)) * size).astype(np.float32)
+    distance = scores.astype(float) - scores.max(axis=0)
+    expected = np.exp(distance) / np.exp(distance).sum(axis=0)
+    bound = expected * (-distance + distance.max() - distance.min() + keys + 12) * U + 2e-38
+    assert (np.abs(_engine.softmax(isa, scores) - expected) <= bound).all()
+
+
+@every_isa
+@quick
+@given(seed=seeds, tokens=st.integers(1, 80), head=st.integers(1, 40), first=st.sampled_from([0, 8, 16, 24, 40]))
+def test_attention(isa: str, seed: int, tokens: int, head: int, first: int) -> None:
+    """Scores are off by (head + 3) u times the sum of their products; softmax makes that a relative error."""
+    query, key, value = np.random.default_rng(seed).standard_normal((3, tokens, head)).astype(np.float32)
+    q, k, v = query.astype(float), key.astype(float), value.astype(float)
+    scores = q @ k.T / math.sqrt(head)
+    p = np.exp(scores - scores.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    score_error = (head + 3) * U * (np.abs(q) @ np.abs(k).T / math.sqrt(head)).max()
+    spread = scores.max() - scores.min()
+    bound = (p @ np.abs(v)) * (2 * score_error + (2 * tokens + 2 * spread + 16) * U)
+    ours = _engine.attention(isa, query, key, value, first)
+    assert (np.abs(ours - p @ v) <= bound).all()
+    np.testing.assert_array_equal(ours, _engine.attention(isa, query, key, value, 0))  # the place in a tile is nothing

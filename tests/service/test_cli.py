@@ -1,0 +1,101 @@
+"""`sparselane predict` and `inspect`, through the command line's own parser."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service.cli import app
+from tests.service import artifacts
+from tests.service.artifacts import CLS, NER, QA
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifacts.write_all(tmp_path_factory.mktemp("models"))
+
+
+def run(*arguments: object, stdin: str | None = None) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_predict_answers_arguments_and_lines(folder: Path) -> None:
+    code, out, _ = run("predict", "sentiment", "a good film", "a bad film", "--models-dir", folder)
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [{entry["label"] for entry in entries} for entries in lines] == [{"negative", "positive"}] * 2
+    assert run("predict", folder / "sentiment", stdin="a good film\na bad film\n") == (0, out, "")
+
+
+def test_predict_takes_questions_in_pairs_or_as_json(folder: Path) -> None:
+    asked = artifacts.INPUTS[QA]
+    code, out, _ = run("predict", "qa", asked["question"], asked["context"], "--models-dir", folder)
+    assert code == 0
+    (answer,) = json.loads(out)
+    assert asked["context"][answer["start"] : answer["end"]] == answer["answer"]
+    assert run("predict", "qa", "--models-dir", folder, stdin=json.dumps(asked) + "\n") == (0, out, "")
+    code, _, error = run("predict", "qa", "only one", "--models-dir", folder, "--threads", "1")
+    assert (code, "pairs of QUESTION CONTEXT" in error) == (2, True)
+
+
+def test_predict_takes_the_parameters_of_a_request(folder: Path) -> None:
+    arguments = ("predict", "sentiment", "a good film", "--models-dir", folder, "--parameters")
+    code, out, _ = run(*arguments, '{"top_k": 1}')
+    assert (code, len(json.loads(out))) == (0, 1)
+    code, _, error = run(*arguments, '{"topk": 1}')
+    assert (code, "did you mean 'top_k'" in error) == (2, True)
+
+
+def test_predict_says_what_is_wrong_with_an_input(folder: Path) -> None:
+    code, _, error = run("predict", "qa", "--models-dir", folder, stdin='{"question": "a", "contxt": "b"}\n')
+    assert (code, "did you mean 'context'" in error) == (2, True)
+    code, _, error = run("predict", "qa", "--models-dir", folder, stdin="no json\n")
+    assert (code, "Expecting value" in error) == (2, True)
+    code, _, error = run("predict", "sentiment", " ", "--models-dir", folder)
+    assert (code, "no words" in error) == (2, True)
+
+
+def test_an_unknown_model_names_the_nearest(folder: Path) -> None:
+    code, _, error = run("predict", "sentimen", "x", "--models-dir", folder)
+    assert (code, "did you mean 'sentiment'" in error) == (2, True)
+
+
+def test_inspect_shows_the_manifest(folder: Path) -> None:
+    code, out, _ = run("inspect", folder / "ner")
+    assert code == 0
+    for part in ("architecture.layers", "task.name", f'"{NER}"', "sparsity.overall", "golden examples"):
+        assert part in out
+
+
+def test_inspect_says_what_is_wrong(tmp_path: Path) -> None:
+    path = artifacts.write(tmp_path, CLS)
+    (path / "manifest.json").write_text("{")
+    code, _, error = run("inspect", path)
+    assert (code, "manifest.json" in error) == (2, True)
+    code, _, error = run("inspect", tmp_path / "nothing")
+    assert (code, "neither an artifact's folder nor a model" in error) == (2, True)
+
+
+def test_what_stops_the_start_is_said_in_a_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: object) -> str:
+        code, _, error = run("serve", "--host", "127.0.0.1", *arguments)
+        assert code == 2
+        return error
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert "another program has this port" in failing("--port", port, "--models-dir", folder)
+    assert "no subfolder with a manifest.json" in failing("--port", 0, "--models-dir", tmp_path)
+    assert "SPARSELANE_PORT is '70000'" in failing("--port", 70000)
+    assert "--host" in failing("--port", 0, "--host", "no.such.host.invalid")
+    monkeypatch.setenv("SPARSELANE_PROT", "1")
+    assert "did you mean 'SPARSELANE_PORT'" in failing()
+
+
+def test_help_names_the_commands() -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(command in out for command in ("serve", "predict", "inspect"))

@@ -1,0 +1,100 @@
+"""Artifacts that are damaged, or do not answer as they promise, do not serve; the others do."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import engine
+from service.errors import InvalidRequestError, StartupError, UnknownModelError
+from service.loading import GoldenError, load_model, load_models
+from tests.service import artifacts
+from tests.service.artifacts import CLS, NER, QA
+
+
+def test_a_folder_of_artifacts_serves_them_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    models = load_models(artifacts.write_all(tmp_path), threads=1)
+    assert sorted(models.serving) == ["ner", "qa", "sentiment"]
+    assert not models.failures
+    assert models.find(QA, None).name == "qa"
+    assert models.find(NER, "ner").details["sparsity"].startswith("0.")
+    assert caplog.text.count("1 golden examples right") == 3
+
+
+def test_the_first_model_by_name_is_the_tasks_default(tmp_path: Path) -> None:
+    for name in ("b-model", "a-model"):
+        artifacts.write(tmp_path, CLS, name=name)
+    models = load_models(tmp_path, threads=1)
+    assert models.find(CLS, None).name == "a-model"
+    assert models.find(CLS, "b-model").name == "b-model"
+    with pytest.raises(UnknownModelError, match=r"did you mean 'b-model'.*; here: a-model, b-model"):
+        models.find(CLS, "bmodel")
+    with pytest.raises(InvalidRequestError, match="ask it at /v1/text-classification"):
+        models.find(NER, "a-model")
+    with pytest.raises(UnknownModelError, match="no model here does token-classification"):
+        models.find(NER, None)
+
+
+@pytest.mark.parametrize("task", [QA, CLS, NER])
+def test_a_model_that_does_not_give_its_golden_answer_does_not_serve(tmp_path: Path, task: str) -> None:
+    wrong: dict[str, Any] = {
+        QA: {"answer": "mary", "start": 18, "end": 21},
+        CLS: {"label": "neutral"},
+        NER: [{"entity_group": "LOC", "start": 1, "end": 2}],
+    }
+    path = artifacts.write(tmp_path, task)
+    load_model(path, threads=1)
+    artifacts.edit(path, lambda manifest: manifest["golden"][0].update(expected=wrong[task]))
+    with pytest.raises(GoldenError, match=r"golden example 0 gives .* the manifest expects"):
+        load_model(path, threads=1)
+
+
+@pytest.mark.parametrize("bad", [{"input": 3, "expected": {}}, {"expected": {}}, {"input": " ", "expected": {}}])
+def test_a_golden_example_that_is_none_is_named(tmp_path: Path, bad: dict[str, Any]) -> None:
+    path = artifacts.write(tmp_path, CLS)
+    artifacts.edit(path, lambda manifest: manifest.update(golden=[bad]))
+    with pytest.raises((GoldenError, engine.ArtifactError), match="golden"):
+        load_model(path, threads=1)
+
+
+def test_one_bad_artifact_leaves_the_others_serving(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    artifacts.write_all(tmp_path)
+    weights = tmp_path / "ner" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    (tmp_path / "qa" / "manifest.json").write_text("{")
+    models = load_models(tmp_path, threads=1)
+    assert list(models.serving) == ["sentiment"]
+    assert models.failures["ner"].startswith("ChecksumError: ")
+    assert models.failures["qa"].startswith("ManifestSyntaxError: ")
+    assert "model ner does not serve: ChecksumError" in caplog.text
+
+
+def test_two_artifacts_of_one_name_do_not_both_serve(tmp_path: Path) -> None:
+    artifacts.write(tmp_path, CLS).rename(tmp_path / "first")
+    artifacts.write(tmp_path, CLS)
+    models = load_models(tmp_path, threads=1)
+    assert list(models.serving) == ["sentiment"]
+    assert "is called 'sentiment' too" in models.failures["sentiment"]
+
+
+def test_hidden_folders_are_no_models(tmp_path: Path) -> None:
+    artifacts.write(tmp_path, CLS).rename(tmp_path / ".partial")
+    with pytest.raises(StartupError, match="no subfolder"):
+        load_models(tmp_path, None)
+
+
+def test_a_folder_without_artifacts_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"no subfolder with a manifest.json; put an artifact there"):
+        load_models(tmp_path, None)
+    with pytest.raises(StartupError, match=r"there is no models folder .*; set SPARSELANE_MODELS_DIR"):
+        load_models(tmp_path / "missing", None)
+
+
+def test_more_threads_than_cpus_stop_the_start(tmp_path: Path) -> None:
+    artifacts.write(tmp_path, CLS)
+    with pytest.raises(StartupError, match="threads is 4096, must be 1 to"):
+        load_models(tmp_path, 4096)
