@@ -114,7 +114,7 @@ INVALID: list[tuple[list[str], object, str]] = [
     (["sparsity", "overall"], 1.5, "must be a number from 0.0 to 1.0"),
     (["matrices", QUERY, "rows"], 9, "rows is 9, must be an integer from 8 to 8"),
     (["matrices", QUERY, "survivors"], 65, "must be an integer from 0 to 64"),
-    (["matrices", QUERY, "rice"], 16, "must be an integer from 0 to 13"),
+    (["matrices", QUERY, "rice"], 16, "must be an integer from 0 to 15"),
     (["matrices", "encoder.1.query"], {}, "must be absent"),
     (["files", "README.md", "sha256"], "00", "must be text like"),
     (["golden"], [{"input": ""}], "must be a list of objects with input and expected"),
