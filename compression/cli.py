@@ -38,7 +38,8 @@ def check(recipe: Annotated[Path, typer.Argument(help="Recipe (TOML).")], data: 
     typer.echo(f"{loaded.name}: {loaded.task.name} from {loaded.checkpoint}")
     typer.echo(f"training   {len(lengths):>9,} windows, {sum(lengths):,} tokens")
     typer.echo(f"validation {len(run.windows):>9,} windows of {len(run.examples):,} examples")
-    stages = (("teacher", loaded.teacher), ("prune", loaded.prune.training), ("quantize", loaded.quantize.training))
+    stages = [("teacher", loaded.teacher), ("prune", loaded.prune.training), ("quantize", loaded.quantize.training)]
+    stages += [(f"rewind-{number}", rewind) for number, rewind in enumerate(loaded.quantize.rewinds, start=1)]
     for name, training in stages:
         steps = len(plan_batches(lengths, training.batch_size, training.epochs, loaded.seed))
         typer.echo(f"{name:<10} {steps:>9,} steps of {training.batch_size} windows ({training.epochs:g} epochs)")

@@ -89,10 +89,11 @@ class Prune:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Quantization-aware training with the pattern locked."""
+    """Quantization-aware training with the pattern locked; each rewind trains on with the learning rate restarted."""
 
     training: Training
     distillation: Distillation = field(default_factory=Distillation)
+    rewinds: tuple[Training, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ def _check_values(recipe: Recipe) -> None:
         ("teacher", recipe.teacher),
         ("prune.training", recipe.prune.training),
         ("quantize.training", recipe.quantize.training),
+        *((f"quantize.rewinds[{i}]", rewind) for i, rewind in enumerate(recipe.quantize.rewinds)),
     ):
         _check_training(key, training)
     for key, distillation in (("prune", recipe.prune.distillation), ("quantize", recipe.quantize.distillation)):

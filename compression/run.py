@@ -103,25 +103,31 @@ def fit_pruned(run: Prepared, teacher: Path) -> Path:
 
 
 def fit_quantized(run: Prepared, teacher: Path, pruned: Path) -> Path:
-    """Train the pruned model in the engine's arithmetic, its pattern locked; return its checkpoint folder."""
-    target = run.folder / "quantized"
-    settings = run.recipe.quantize
-    if not target.is_dir():
-        model = load_model(str(pruned), run.recipe.task, dropout=settings.training.dropout)
-        quantize_model(model)
-        masks = load_masks(pruned)
-        _train_stage(
-            run,
-            model,
-            "quantize",
-            settings.training,
-            seed=2,
-            masks=masks,
-            distillation=settings.distillation,
-            teacher=teacher,
-        )
-        _finish(run, model, "quantized", masks)
-    return target
+    """Train the pruned model in the engine's arithmetic, its pattern locked; return its checkpoint folder.
+
+    Rewinds are rounds of their own, each with its checkpoint, so that a stop costs no finished round.
+    """
+    rounds = (run.recipe.quantize.training, *run.recipe.quantize.rewinds)
+    names = [*(f"quantized-{number}" for number in range(1, len(rounds))), "quantized"]
+    masks = load_masks(pruned)
+    source = pruned
+    for number, (name, training) in enumerate(zip(names, rounds, strict=True)):
+        if not (run.folder / name).is_dir():
+            model = load_model(str(source), run.recipe.task, dropout=training.dropout)
+            quantize_model(model)
+            _train_stage(
+                run,
+                model,
+                f"rewind-{number}" if number else "quantize",
+                training,
+                seed=2 + number,
+                masks=masks,
+                distillation=run.recipe.quantize.distillation,
+                teacher=teacher,
+            )
+            _finish(run, model, name, masks)
+        source = run.folder / name
+    return source
 
 
 def load_masks(folder: Path) -> prune.Masks:

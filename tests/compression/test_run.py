@@ -37,7 +37,7 @@ def test_the_artifact_holds_the_recipe_quality_and_golden_answers(finished: tupl
     assert quality["quantized"] >= 0.7 * best
     assert manifest["sparsity"]["overall"] >= 0.8
     assert manifest["provenance"]["recipe"] == (folder / "tiny.toml").read_text()
-    assert set(manifest["provenance"]["minutes"]) == {"teacher", "prune", "quantize"}
+    assert set(manifest["provenance"]["minutes"]) == {"teacher", "prune", "quantize", "rewind-1"}
     assert len(manifest["golden"]) == 1 and manifest["golden"][0]["expected"]
     assert manifest["provenance"]["recipe"] in (folder / "run" / "artifact" / "README.md").read_text()
 
@@ -65,7 +65,7 @@ def test_every_stage_is_an_ordinary_checkpoint(finished: tuple[str, Path]) -> No
     from transformers import AutoModel
 
     _, folder = finished
-    for name in ("teacher", "pruned", "quantized"):
+    for name in ("teacher", "pruned", "quantized-1", "quantized"):
         assert AutoModel.from_pretrained(folder / "run" / name).config.num_hidden_layers == 2
 
 

@@ -156,6 +156,12 @@ learning_rate = 3e-4
 batch_size = 16
 dropout = 0.0
 freeze_embeddings = true
+
+[[quantize.rewinds]]
+epochs = 0.5
+learning_rate = 1e-4
+batch_size = 16
+dropout = 0.0
 """
 
 
