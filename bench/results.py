@@ -19,7 +19,8 @@ def results_table(models: Path) -> str:
         manifest = engine.read_manifest(folder).raw
         quality, size = manifest["quality"], manifest["size"]
         name, factor = _METRICS[quality["metric"]]
-        scores = " | ".join(f"{factor * quality[key]:.1f}" for key in ("dense", "sparse", "quantized"))
+        measured = [quality[key] for key in ("dense", "sparse", "quantized")]
+        scores = " | ".join("not measured" if score is None else f"{factor * score:.1f}" for score in measured)
         minutes = sum(manifest["provenance"]["minutes"].values())
         lines.append(
             f"| `{manifest['name']}` | {quality['dataset']} {quality['split']} ({quality['examples']:,}), {name} "

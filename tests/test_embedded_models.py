@@ -28,7 +28,7 @@ def test_quality_is_above_the_floor_and_stands_beside_the_dense_teacher(manifest
     quality = manifest.raw["quality"]
     assert quality["metric"] == metric
     assert quality["quantized"] >= floor
-    assert quality["dense"] > 0 and quality["sparse"] > 0
+    assert quality["dense"] > floor
     assert manifest.golden, "nothing proves the model at load"
 
 
