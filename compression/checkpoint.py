@@ -108,9 +108,15 @@ def load_model(checkpoint: str, task: Task, *, dropout: float = 0.0) -> PreTrain
     for rate in rates:
         setattr(config, rate, dropout)
     model: PreTrainedModel = _CLASSES[task.name].from_pretrained(
-        resolve(checkpoint), config=config, dtype=torch.float32
+        resolve(checkpoint), config=config, dtype=torch.float32, attn_implementation=_attention()
     )
     return model
+
+
+def _attention() -> str:
+    # On CPUs torch's fused attention has a slow backward pass: MiniLM trains 1.9 times faster in bfloat16 without it,
+    # and as fast in float32 (torch 2.13, Zen 5, two cores, 16 windows of 168 tokens).
+    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def load_finetuned(checkpoint: str, task: str) -> tuple[PreTrainedModel, tuple[str, ...]]:

@@ -55,9 +55,9 @@ def fake_quantize_tokens(x: Tensor) -> Tensor:
     """Round [..., features] to uint8 steps, asymmetric, with a scale and zero point per token, as the engine does.
 
     The range is the token's own minimum and maximum widened to contain 0, so the straight-through gradient is the
-    identity here too.
+    identity here too. Mixed precision hands in bfloat16, whose 8 bits cannot tell 255 levels apart: rounded in float32.
     """
-    result: Tensor = _FakeQuantizeTokens.apply(x)  # type: ignore[no-untyped-call]
+    result: Tensor = _FakeQuantizeTokens.apply(x.float())  # type: ignore[no-untyped-call]
     return result
 
 

@@ -130,10 +130,10 @@ class _Loop:
         stage, distillation = self.stage, self.stage.distillation
         with self.accelerator.autocast():
             logits = logits_of(self.wrapped, batch).float()
+            taught = stage.teacher(numbers, batch) if stage.teacher else None
         task = task_loss(stage.task, logits, batch)
-        if distillation is None or stage.teacher is None:
+        if distillation is None or taught is None:
             return task, {"loss": task.item(), "task_loss": task.item()}
-        taught = stage.teacher(numbers, batch)
         teacher = distillation_loss(stage.task, logits, taught, batch, distillation.temperature)
         loss = distillation.task * task + distillation.teacher * teacher
         return loss, {"loss": loss.item(), "task_loss": task.item(), "teacher_loss": teacher.item()}

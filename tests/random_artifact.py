@@ -74,6 +74,7 @@ def write_random_artifact(
     heads: int = 4,
     ffn: int = 128,
     sparsity: float = 0.9,
+    block: tuple[int, int] = (1, 1),
     seed: int = 0,
     vocabulary: int | None = None,
     positions: int = 64,
@@ -82,7 +83,10 @@ def write_random_artifact(
     activation: str = "gelu",
     golden: Sequence[dict[str, Any]] = (),
 ) -> engine.Manifest:
-    """Write an artifact to `folder`; vocabulary None is the tokenizer's, else at least that large."""
+    """Write an artifact to `folder`; vocabulary None is the tokenizer's, else at least that large.
+
+    block: rows and columns that are pruned together, from (0, 0) on.
+    """
     rng = np.random.default_rng(seed)
     made = tokenizer()
     vocabulary = vocabulary or made.get_vocab_size()
@@ -120,7 +124,7 @@ def write_random_artifact(
         for matrix in engine.artifact.MATRICES:
             rows = ffn if matrix == "ffn_in" else hidden
             columns = ffn if matrix == "ffn_out" else hidden
-            matrices[f"encoder.{layer}.{matrix}"] = _sparse(rng, rows, columns, sparsity), _normal(rng, rows)
+            matrices[f"encoder.{layer}.{matrix}"] = _sparse(rng, rows, columns, sparsity, block), _normal(rng, rows)
         for norm in ("attention_norm", "output_norm"):
             tensors |= _norm(rng, f"encoder.{layer}.{norm}", hidden)
     for head, rows in [*([("dense", hidden)] if classifies else []), ("output", len(labels))]:
@@ -152,8 +156,9 @@ def _embeddings(rng: np.random.Generator, tables: dict[str, int], hidden: int) -
     return tensors
 
 
-def _sparse(rng: np.random.Generator, rows: int, columns: int, sparsity: float) -> np.ndarray:
+def _sparse(rng: np.random.Generator, rows: int, columns: int, sparsity: float, block: tuple[int, int]) -> np.ndarray:
     """Make weights that keep the size of what they multiply: variance 1 / survivors in a row."""
     weight = rng.standard_normal((rows, columns), dtype=np.float32)
-    weight[rng.random((rows, columns), dtype=np.float32) < sparsity] = 0
+    pruned = rng.random((-(-rows // block[0]), -(-columns // block[1])), dtype=np.float32) < sparsity
+    weight[pruned.repeat(block[0], axis=0)[:rows].repeat(block[1], axis=1)[:, :columns]] = 0
     return weight / np.float32(max(1.0, columns * (1 - sparsity)) ** 0.5)

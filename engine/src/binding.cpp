@@ -142,6 +142,15 @@ Out<float, 3> run_hidden_states(Model& model, const Tokens& tokens, const Tokens
     return hidden;
 }
 
+// The format of every matrix, layer by layer in the order of MATRICES.
+std::vector<std::string> formats(const Model& model) {
+    std::vector<std::string> names;
+    for (const Layer& layer : model.layers)
+        for (const PackedMatrix& matrix : layer.matrices)
+            names.emplace_back(kFormatNames[static_cast<std::size_t>(matrix.format)]);
+    return names;
+}
+
 // Binds one error of packed.h; engine/artifact.py turns it into its ArtifactError.
 template <class Error>
 void bind_error(nb::module_& m, const char* name) {
@@ -174,7 +183,8 @@ NB_MODULE(_engine, m) {
         .def("hidden_states", &run_hidden_states, "input_ids"_a.noconvert(), "lengths"_a.noconvert(),
              "type_ids"_a.noconvert().none())
         .def_prop_ro("threads", [](const Model& model) { return model.pool->threads(); })
-        .def_prop_ro("isa", [](const Model& model) { return model.kernels.name; });
+        .def_prop_ro("isa", [](const Model& model) { return model.kernels.name; })
+        .def_prop_ro("formats", &formats);
 
     nb::list matrices;
     for (const char* name : kMatrixNames) matrices.append(name);

@@ -1,8 +1,10 @@
 // The single kernels as Python functions, for tests/engine/test_kernels.py. A tile is an array [features, 32].
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
 #include <vector>
 
@@ -20,43 +22,49 @@ void check_tile(std::size_t lanes) {
     if (lanes != kLanes) throw nb::value_error(("a tile has 32 lanes, not " + std::to_string(lanes)).c_str());
 }
 
-PackedMatrix pack_source(int columns, int rice, const In<std::uint8_t, 1>& positions,
-                         const In<std::uint16_t, 1>& row_survivors, const In<std::int8_t, 1>& values) {
-    const std::vector<float> ones(row_survivors.size(), 1.0f), zeros(row_survivors.size());
-    return pack({"matrix", static_cast<int>(row_survivors.size()), columns, rice, view(positions), view(row_survivors),
-                 view(values), ones, zeros});
-}
-
 // Rice-coded matrix -> dense int8 [rows, columns].
-Out<std::int8_t, 2> decode(int columns, int rice, const In<std::uint8_t, 1>& positions,
-                           const In<std::uint16_t, 1>& row_survivors, const In<std::int8_t, 1>& values) {
-    const PackedMatrix w = pack_source(columns, rice, positions, row_survivors, values);
-    const auto [dense, data] = make<std::int8_t, 2>({size(w.rows), size(columns)});
-    for (std::size_t row = 0; row < size(w.rows); ++row)
-        for (std::size_t i = 4 * w.row_groups[row]; i < 4 * w.row_groups[row + 1]; ++i)
-            if (w.weights[i] != 0) data[row * size(columns) + w.offsets[i] / 4u] = w.weights[i];
+Out<std::int8_t, 2> decode_matrix(int columns, int rice, const In<std::uint8_t, 1>& positions,
+                                  const In<std::uint16_t, 1>& row_survivors, const In<std::int8_t, 1>& values) {
+    const std::vector<float> ones(row_survivors.size(), 1.0f), zeros(row_survivors.size());
+    const Survivors decoded = decode({"matrix", static_cast<int>(row_survivors.size()), columns, rice, view(positions),
+                                      view(row_survivors), view(values), ones, zeros});
+    const auto [dense, data] = make<std::int8_t, 2>({size(decoded.rows), size(columns)});
+    for (std::size_t row = 0; row < size(decoded.rows); ++row)
+        for (std::size_t i = decoded.row_starts[row]; i < decoded.row_starts[row + 1]; ++i)
+            data[row * size(columns) + decoded.column[i]] = decoded.weight[i];
     return dense;
 }
 
-// A dense int8 matrix in the kernels' order, without the detour over the file's.
-PackedMatrix pack_dense(const In<std::int8_t, 2>& w, const std::vector<float>& scales,
-                        const std::vector<float>& biases) {
-    PackedMatrix packed{static_cast<int>(w.shape(0)), static_cast<int>(w.shape(1)), {0}, {}, {}, {}, scales, biases};
-    if (packed.columns > kMaxColumns) throw nb::value_error("too many columns");
+Survivors survivors_of(const In<std::int8_t, 2>& w) {
+    Survivors found{static_cast<int>(w.shape(0)), static_cast<int>(w.shape(1)), {0}, {}, {}};
+    if (found.columns > kMaxColumns) throw nb::value_error("too many columns");
     for (std::size_t row = 0; row < w.shape(0); ++row) {
-        packed.row_sums.push_back(0);
         for (std::size_t column = 0; column < w.shape(1); ++column) {
             const std::int8_t weight = w.data()[row * w.shape(1) + column];
             if (weight < -kWeightLimit || weight > kWeightLimit) throw nb::value_error("weights must be -64 to 64");
             if (weight == 0) continue;
-            packed.offsets.push_back(static_cast<std::uint16_t>(column * 4));
-            packed.weights.push_back(weight);
-            packed.row_sums.back() += weight;
+            found.column.push_back(static_cast<std::uint16_t>(column));
+            found.weight.push_back(weight);
         }
-        while (packed.weights.size() % kSurvivorGroup != 0) packed.offsets.push_back(0), packed.weights.push_back(0);
-        packed.row_groups.push_back(static_cast<std::uint32_t>(packed.weights.size() / kSurvivorGroup));
+        found.row_starts.push_back(static_cast<std::uint32_t>(found.weight.size()));
     }
-    return packed;
+    return found;
+}
+
+Format format_of(const std::string& name) {
+    for (int i = 0; i < kFormats; ++i)
+        if (name == kFormatNames[i]) return static_cast<Format>(i);
+    throw nb::value_error(("there is no format '" + name + "'").c_str());
+}
+
+// The steps that a dense int8 matrix needs in each format, and the format that these kernels choose for it.
+nb::tuple choose_format(const std::string& isa, const In<std::int8_t, 2>& w) {
+    const Survivors survivors = survivors_of(w);
+    nb::dict steps;
+    const auto counts = count_steps(survivors);
+    for (std::size_t i = 0; i < kFormats; ++i) steps[kFormatNames[i]] = counts[i];
+    const Format best = cheapest(survivors, choose_kernels(isa).costs);
+    return nb::make_tuple(kFormatNames[static_cast<std::size_t>(best)], steps);
 }
 
 template <class T>
@@ -67,14 +75,75 @@ Buffer<T> aligned(const T* data, std::size_t count) {
     return buffer;
 }
 
-// w int8 [M, K], x uint8 [K, 32] -> int32 [M, 32].
-Out<std::int32_t, 2> run_spmm(const std::string& isa, const In<std::int8_t, 2>& w, const In<std::uint8_t, 2>& x) {
-    check_tile(x.shape(1));
-    check_size("x", x.shape(0), w.shape(1));
-    const PackedMatrix packed = pack_dense(w, {}, {});
-    const auto [sums, data] = make<std::int32_t, 2>({w.shape(0), kLanes});
-    choose_kernels(isa).spmm(packed, 0, packed.rows, aligned(x.data(), x.size()).data(), data);
-    return sums;
+// Tiles uint8 [tiles][columns][32] in the order that a format wants.
+struct Input {
+    Input(const std::uint8_t* x, std::size_t tiles, int columns, Format format, const Kernels& kernels) {
+        const std::size_t plain = size(columns) * kLanes;
+        stride = wants_quads(format) ? (size(columns) + kQuad - 1) / kQuad * kQuad * kLanes : plain;
+        bytes.reserve(stride * tiles);
+        for (std::size_t tile = 0; tile < tiles; ++tile) {
+            const Buffer<std::uint8_t> rows = aligned(x + tile * plain, plain);
+            if (wants_quads(format))
+                kernels.interleave(rows.data(), columns, bytes.data() + tile * stride);
+            else
+                std::copy_n(rows.data(), plain, bytes.data() + tile * stride);
+        }
+    }
+    Buffer<std::uint8_t> bytes;
+    std::size_t stride = 0;
+};
+
+template <class Each>
+void multiply_all(const Kernels& kernels, const PackedMatrix& w, const Input& x, int tiles, const Each& each) {
+    alignas(64) std::int32_t sums[kMostTiles * kRowBlock * kLanes];
+    for (int tile = 0; tile < tiles; tile += kernels.tiles) {
+        const int together = std::min(kernels.tiles, tiles - tile);
+        for (int row = 0; row < w.rows; row += kRowBlock) {
+            const int count = std::min(kRowBlock, w.rows - row);
+            kernels.products[static_cast<std::size_t>(w.format)](
+                w, row, count, {x.bytes.data() + size(tile) * x.stride, x.stride, together}, sums);
+            for (int i = 0; i < together; ++i) each(tile + i, row, count, sums + i * kRowBlock * kLanes);
+        }
+    }
+}
+
+// w int8 [M, K], x uint8 [tiles, K, 32] -> int32 [tiles, M, 32].
+Out<std::int32_t, 3> run_product(const std::string& isa, const In<std::int8_t, 2>& w, const In<std::uint8_t, 3>& x,
+                                 const std::string& format) {
+    check_tile(x.shape(2));
+    check_size("x", x.shape(1), w.shape(1));
+    const Kernels& kernels = choose_kernels(isa);
+    const PackedMatrix packed = arrange(survivors_of(w), format_of(format));
+    const Input input(x.data(), x.shape(0), packed.columns, packed.format, kernels);
+    const auto [result, data] = make<std::int32_t, 3>({x.shape(0), w.shape(0), kLanes});
+    const std::size_t tile_size = w.shape(0) * kLanes;
+    multiply_all(kernels, packed, input, static_cast<int>(x.shape(0)),
+                 [&, to = data](int tile, int row, int count, const std::int32_t* sums) {
+                     std::copy_n(sums, count * kLanes, to + size(tile) * tile_size + size(row) * kLanes);
+                 });
+    return result;
+}
+
+// Seconds of each of `repeats` products of w int8 [M, K] with `tiles` random tiles: the bench's kernel level.
+std::vector<double> time_product(const std::string& isa, const In<std::int8_t, 2>& w, const std::string& format,
+                                 int tiles, int repeats) {
+    if (tiles < 1 || repeats < 1) throw nb::value_error("tiles and repeats must be at least 1");
+    const Kernels& kernels = choose_kernels(isa);
+    const PackedMatrix packed = arrange(survivors_of(w), format_of(format));
+    std::vector<std::uint8_t> x(size(tiles) * w.shape(1) * kLanes);
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<std::uint8_t>(i * 2654435761u >> 13);
+    const Input input(x.data(), size(tiles), packed.columns, packed.format, kernels);
+    std::vector<double> seconds;
+    std::int64_t kept = 0;  // so that no product is left out
+    const nb::gil_scoped_release release;
+    for (int i = 0; i < repeats; ++i) {
+        const auto began = std::chrono::steady_clock::now();
+        multiply_all(kernels, packed, input, tiles,
+                     [&](int, int, int, const std::int32_t* sums) { kept += sums[0]; });
+        seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+    }
+    if (kept == INT64_MIN) throw nb::value_error("unreachable");
+    return seconds;
 }
 
 Out<float, 2> run_dequantize(const std::string& isa, const In<std::int8_t, 2>& w, const In<float, 1>& row_scales,
@@ -85,8 +154,9 @@ Out<float, 2> run_dequantize(const std::string& isa, const In<std::int8_t, 2>& w
     check_size("row_scales", row_scales.size(), rows), check_size("biases", biases.size(), rows),
         check_size("sums", sums.shape(0), rows);
     if (residual) check_size("residual", residual->size(), sums.size());
-    const PackedMatrix packed =
-        pack_dense(w, {row_scales.data(), row_scales.data() + rows}, {biases.data(), biases.data() + rows});
+    PackedMatrix packed = arrange(survivors_of(w), Format::survivors);
+    packed.scales.assign(row_scales.data(), row_scales.data() + rows);
+    packed.biases.assign(biases.data(), biases.data() + rows);
     const auto [y, data] = make<float, 2>({rows, kLanes});
     choose_kernels(isa).dequantize(packed, 0, packed.rows, sums.data(), scales.data(), zeros.data(),
                                    residual ? residual->data() : nullptr, data);
@@ -124,11 +194,11 @@ Out<float, 2> run_layer_norm(const std::string& isa, const In<float, 2>& x, cons
 // scores [keys, 8 | 16 | 24] -> probabilities.
 Out<float, 2> run_softmax(const std::string& isa, const In<float, 2>& scores) {
     const std::size_t keys = scores.shape(0), lanes = scores.shape(1);
-    if (keys < 1 || lanes % kGroup != 0 || lanes < kGroup || lanes > kQueryLanes)
-        throw nb::value_error("scores must be [1.., 8 | 16 | 24]");
+    if (keys < 1 || lanes % kGroup != 0 || lanes < kGroup || lanes > kMostQueryGroups * kGroup)
+        throw nb::value_error("scores must be [1.., 8 to 48, a multiple of 8]");
     const auto [p, data] = make<float, 2>({keys, lanes});
     std::copy_n(scores.data(), scores.size(), data);
-    float inverse[kQueryLanes];
+    float inverse[kMostQueryGroups * kGroup];
     choose_kernels(isa).softmax(data, static_cast<int>(keys), static_cast<int>(lanes) / kGroup, inverse);
     for (std::size_t i = 0; i < keys * lanes; ++i) data[i] *= inverse[i % lanes];
     return p;
@@ -156,8 +226,8 @@ Out<float, 2> run_attention(const std::string& isa, const In<float, 2>& query, c
     context.reserve(tiles * features * kLanes);
     scratch.reserve(attention_scratch(head_size, length));
     const Kernels& kernels = choose_kernels(isa);
-    for (int lane = 0; lane < length; lane += kQueryLanes) {
-        const int groups = (std::min(kQueryLanes, length - lane) + kGroup - 1) / kGroup;
+    for (int lane = 0; lane < length; lane += kernels.query_groups * kGroup) {
+        const int groups = std::min(kernels.query_groups, (length - lane + kGroup - 1) / kGroup);
         kernels.attention({q.data(), k.data(), v.data(), context.data(), features * kLanes, head_size, first, length,
                            first + lane, groups},
                           scratch.data());
@@ -172,9 +242,14 @@ Out<float, 2> run_attention(const std::string& isa, const In<float, 2>& query, c
 }  // namespace
 
 void bind_kernels(nb::module_& m) {
-    m.def("decode", &decode, "columns"_a, "rice"_a, "positions"_a.noconvert(), "row_survivors"_a.noconvert(),
+    m.def("decode", &decode_matrix, "columns"_a, "rice"_a, "positions"_a.noconvert(), "row_survivors"_a.noconvert(),
           "values"_a.noconvert());
-    m.def("spmm", &run_spmm, "isa"_a, "w"_a.noconvert(), "x"_a.noconvert());
+    nb::list formats;
+    for (const char* name : kFormatNames) formats.append(name);
+    m.attr("FORMATS") = formats;
+    m.def("product", &run_product, "isa"_a, "w"_a.noconvert(), "x"_a.noconvert(), "format"_a = "survivors");
+    m.def("time_product", &time_product, "isa"_a, "w"_a.noconvert(), "format"_a, "tiles"_a, "repeats"_a);
+    m.def("choose_format", &choose_format, "isa"_a, "w"_a.noconvert());
     m.def("dequantize", &run_dequantize, "isa"_a, "w"_a.noconvert(), "row_scales"_a.noconvert(), "biases"_a.noconvert(),
           "sums"_a.noconvert(), "scales"_a.noconvert(), "zeros"_a.noconvert(), "residual"_a.noconvert().none());
     m.def("quantize", &run_quantize, "isa"_a, "x"_a.noconvert(), "groups"_a = kGroups);

@@ -9,12 +9,9 @@
 namespace sparselane {
 namespace {
 
-// Rows of a matrix in one task: their int32 sums (4 KiB) and floats stay in L1, and one tile of BERT-Base still makes
-// 24 tasks.
-constexpr int kRowBlock = 32;
-
 // Tiles that go through the feed-forward pair together: their wide activations (1.5 MB in BERT-Base) stay in L2.
 constexpr int kFfnTiles = 4;
+static_assert(kFfnTiles % kMostTiles == 0);
 
 std::size_t size(int value) { return static_cast<std::size_t>(value); }
 
@@ -58,11 +55,14 @@ public:
 private:
     // Gives every sequence its lanes, and makes room.
     void plan() {
+        const int query_lanes = kernels_.query_groups * kGroup;
         int lane = 0, token = 0, longest = 0;
+        work_.sequences.clear();
+        work_.query_blocks.clear();
         for (const int length : batch_.lengths) {
             const Sequence sequence{token, lane, length};
-            sequences_.push_back(sequence);
-            for (int query = 0; query < length; query += kQueryLanes) query_blocks_.push_back({sequence, query});
+            work_.sequences.push_back(sequence);
+            for (int query = 0; query < length; query += query_lanes) work_.query_blocks.push_back({sequence, query});
             token += length;
             lane += ceil_divide(length, kGroup) * kGroup;
             longest = std::max(longest, length);
@@ -73,6 +73,7 @@ private:
         for (auto* buffer : {&work_.x, &work_.query, &work_.key, &work_.value, &work_.context}) buffer->reserve(narrow);
         work_.wide.reserve(wide);
         work_.quantized.reserve(std::max(narrow, wide));
+        if (model_.any_quads) work_.quads.reserve(std::max(quad_bytes(a_.hidden) * size(tiles_), quad_bytes(a_.ffn) * size(std::min(tiles_, kFfnTiles))));
         work_.scales.reserve(size(tiles_) * kLanes);
         work_.zeros.reserve(size(tiles_) * kLanes);
         work_.logits.reserve(tile_floats(a_.labels) * size(tiles_));
@@ -83,8 +84,8 @@ private:
 
     void embed() {
         std::fill_n(work_.x.data(), tile_floats(a_.hidden) * size(tiles_), 0.0f);  // the padding lanes
-        lease_.run(sequences_.size(), [&](std::size_t i, int) {
-            const Sequence& s = sequences_[i];
+        lease_.run(work_.sequences.size(), [&](std::size_t i, int) {
+            const Sequence& s = work_.sequences[i];
             for (int t = 0; t < s.length; ++t)
                 embed_token(s.first_token + t, t, work_.x.data() + lane_offset(s.first_lane + t, a_.hidden));
         });
@@ -97,8 +98,8 @@ private:
                   {layer.matrices[kKey], work_.key.data()},
                   {layer.matrices[kValue], work_.value.data()}},
                  0, tiles_);
-        lease_.run(query_blocks_.size() * size(a_.heads), [&](std::size_t task, int worker) {
-            const auto& [sequence, query] = query_blocks_[task / size(a_.heads)];
+        lease_.run(work_.query_blocks.size() * size(a_.heads), [&](std::size_t task, int worker) {
+            const auto& [sequence, query] = work_.query_blocks[task / size(a_.heads)];
             attend_head(sequence, query, static_cast<int>(task % size(a_.heads)), work_.scratch[size(worker)].data());
         });
         quantize(work_.context.data(), a_.hidden, 0, tiles_);
@@ -120,18 +121,18 @@ private:
 
     void label_tokens(float* logits) {
         apply_dense(model_.head_output, a_.labels, work_.x.data(), tiles_, kGroups, work_.logits.data());
-        for (const Sequence& s : sequences_)
+        for (const Sequence& s : work_.sequences)
             for (int t = 0; t < s.length; ++t, logits += a_.labels)
                 copy_lane(work_.logits.data(), s.first_lane + t, a_.labels, logits);
     }
 
     // Every sequence's first token moves to a lane of its own, so the head works on sequences as it does on tokens.
     void label_sequences(float* logits) {
-        const int count = static_cast<int>(sequences_.size()), tiles = ceil_divide(count, kLanes);
+        const int count = static_cast<int>(work_.sequences.size()), tiles = ceil_divide(count, kLanes);
         const int groups = ceil_divide(std::min(count, kLanes), kGroup);
         float *first = work_.query.data(), *pooled = work_.key.data();  // free by now, and never smaller than this
         for (int i = 0; i < count; ++i) {
-            const float* from = work_.x.data() + lane_offset(sequences_[size(i)].first_lane, a_.hidden);
+            const float* from = work_.x.data() + lane_offset(work_.sequences[size(i)].first_lane, a_.hidden);
             float* to = first + lane_offset(i, a_.hidden);
             for (int f = 0; f < a_.hidden; ++f) to[f * kLanes] = from[f * kLanes];
         }
@@ -144,7 +145,7 @@ private:
     }
 
     float* copy_hidden(float* hidden) {
-        for (const Sequence& s : sequences_)
+        for (const Sequence& s : work_.sequences)
             for (int t = 0; t < s.length; ++t, hidden += a_.hidden)
                 copy_lane(work_.x.data(), s.first_lane + t, a_.hidden, hidden);
         return hidden;
@@ -153,6 +154,7 @@ private:
     // ---- Parts of steps ---------------------------------------------------------------------------------------------
 
     static std::size_t tile_floats(int features) { return size(features) * kLanes; }
+    static std::size_t quad_bytes(int features) { return size(ceil_divide(features, kQuad)) * kQuad * kLanes; }
 
     static void copy_lane(const float* tiles, int lane, int features, float* to) {
         const float* from = tiles + lane_offset(lane, features);
@@ -185,7 +187,7 @@ private:
                                    .first_lane = s.first_lane,
                                    .length = s.length,
                                    .first_query = s.first_lane + query,
-                                   .groups = ceil_divide(std::min(kQueryLanes, s.length - query), kGroup)};
+                                   .groups = std::min(kernels_.query_groups, ceil_divide(s.length - query, kGroup))};
         kernels_.attention(block, scratch);
     }
 
@@ -214,21 +216,41 @@ private:
     // Products of matrices of one shape with what quantize() left. All tiles meet a block of rows before the next
     // block.
     void multiply(std::initializer_list<Product> products, int first, int tiles) {
-        const int blocks = ceil_divide(products.begin()->w.rows, kRowBlock);
-        lease_.run(products.size() * size(blocks) * size(tiles), [&](std::size_t task, int) {
-            const std::size_t block = task / size(tiles);
+        const PackedMatrix& shape = products.begin()->w;
+        if (std::any_of(products.begin(), products.end(), [](const Product& p) { return wants_quads(p.w.format); }))
+            interleave(shape.columns, tiles);
+        const int blocks = ceil_divide(shape.rows, kRowBlock), spans = ceil_divide(tiles, kernels_.tiles);
+        lease_.run(products.size() * size(blocks) * size(spans), [&](std::size_t task, int) {
+            const std::size_t block = task / size(spans);
             const Product& product = products.begin()[block / size(blocks)];
-            multiply_block(product, static_cast<int>(block % size(blocks)) * kRowBlock, first,
-                           static_cast<int>(task % size(tiles)));
+            const int tile = static_cast<int>(task % size(spans)) * kernels_.tiles;
+            multiply_block(product, static_cast<int>(block % size(blocks)) * kRowBlock, first, tile,
+                           std::min(kernels_.tiles, tiles - tile));
         });
     }
 
-    void multiply_block(const Product& p, int row, int first, int tile) const {
-        alignas(64) std::int32_t sums[kRowBlock * kLanes];
+    void interleave(int features, int tiles) {
+        lease_.run(size(tiles), [&](std::size_t tile, int) {
+            kernels_.interleave(work_.quantized.data() + tile_floats(features) * tile, features,
+                                work_.quads.data() + quad_bytes(features) * tile);
+        });
+    }
+
+    void multiply_block(const Product& p, int row, int first, int tile, int tiles) const {
+        alignas(64) std::int32_t sums[kMostTiles * kRowBlock * kLanes];
+        const bool quads = wants_quads(p.w.format);
+        const std::size_t stride = quads ? quad_bytes(p.w.columns) : tile_floats(p.w.columns);
+        const std::uint8_t* x = (quads ? work_.quads.data() : work_.quantized.data()) + stride * size(tile);
         const int count = std::min(kRowBlock, p.w.rows - row);
-        const std::size_t at = tile_floats(p.w.rows) * size(tile) + tile_floats(row);
-        const std::size_t token = size(first + tile) * kLanes;
-        kernels_.spmm(p.w, row, count, work_.quantized.data() + tile_floats(p.w.columns) * size(tile), sums);
+        kernels_.products[static_cast<std::size_t>(p.w.format)](p.w, row, count, {x, stride, tiles}, sums);
+        for (int i = 0; i < tiles; ++i)
+            finish_block(p, row, count, sums + i * kRowBlock * kLanes, size(tile + i), size(first + tile + i) * kLanes);
+    }
+
+    // From the sums of a tile to its floats.
+    void finish_block(const Product& p, int row, int count, const std::int32_t* sums, std::size_t tile,
+                      std::size_t token) const {
+        const std::size_t at = tile_floats(p.w.rows) * tile + tile_floats(row);
         kernels_.dequantize(p.w, row, count, sums, work_.scales.data() + token, work_.zeros.data() + token,
                             p.residual == nullptr ? nullptr : p.residual + at, p.y + at);
         if (!p.activate) return;
@@ -260,8 +282,6 @@ private:
     Workspace& work_;
     const Batch& batch_;
     Pool::Lease lease_;
-    std::vector<Sequence> sequences_;
-    std::vector<std::pair<Sequence, int>> query_blocks_;  // a sequence and the first of up to 24 of its queries
     int tiles_ = 0;
 };
 

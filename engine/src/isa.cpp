@@ -3,14 +3,42 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#ifdef SPARSELANE_AVX2
+#include <cpuid.h>
+#endif
+#ifdef SPARSELANE_NEON
+#include <sys/auxv.h>
+#endif
+
 namespace sparselane {
 namespace {
 
+#ifdef SPARSELANE_AVX2
+// __builtin_cpu_supports knows AVX-VNNI only in newer compilers; that the system saves the registers follows from AVX2.
+bool has_avx_vnni() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
+}
+
+bool has_avx512_vnni() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+// From slow to fast.
 std::vector<const Kernels*> supported_kernels() {
     std::vector<const Kernels*> found{&reference_kernels()};
 #ifdef SPARSELANE_AVX2
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels());
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return found;
+    found.push_back(&avx2_kernels());
+    if (has_avx_vnni()) found.push_back(&avx_vnni_kernels());
+    if (has_avx512_vnni()) found.push_back(&avx512_vnni_kernels());
+#endif
+#ifdef SPARSELANE_NEON
+    if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) found.push_back(&neon_kernels());
 #endif
     return found;
 }

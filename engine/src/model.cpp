@@ -33,9 +33,9 @@ template <class Error>
     throw Error(name + ": " + error.what());
 }
 
-PackedMatrix pack_named(const MatrixSource& source) {
+Survivors decode_named(const MatrixSource& source) {
     try {
-        return pack(source);
+        return decode(source);
     } catch (const IndexOutOfRange& error) {
         rethrow_named(source.name, error);
     } catch (const PositionsTruncated& error) {
@@ -63,7 +63,13 @@ void Model::load_matrices(int layer, std::span<const MatrixSource> sources) {
     check("layer", layer, 0, architecture.layers - 1);
     Layer& target = layers[static_cast<std::size_t>(layer)];
     Pool::Lease lease(*pool);
-    lease.run(kMatrices, [&](std::size_t i, int) { target.matrices[i] = pack_named(sources[i]); });
+    lease.run(kMatrices, [&](std::size_t i, int) {
+        const Survivors survivors = decode_named(sources[i]);
+        PackedMatrix& packed = target.matrices[i] = arrange(survivors, cheapest(survivors, kernels.costs));
+        packed.scales.assign(sources[i].scales.begin(), sources[i].scales.end());
+        packed.biases.assign(sources[i].biases.begin(), sources[i].biases.end());
+    });
+    for (const PackedMatrix& matrix : target.matrices) any_quads = any_quads || wants_quads(matrix.format);
     target.loaded = true;
 }
 

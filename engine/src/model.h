@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -48,13 +49,15 @@ struct Layer {
     bool loaded = false;
 };
 
-// What one forward needs beside the model; kept from call to call, so that a warm model allocates next to nothing.
+// What one forward needs beside the model; kept from call to call, so that a warm model allocates nothing.
 struct Workspace {
     Buffer<float> x, query, key, value, context, wide, logits;
-    Buffer<std::uint8_t> quantized;
+    Buffer<std::uint8_t> quantized, quads;
     Buffer<float> scales;
     Buffer<std::int32_t> zeros;
     std::vector<Buffer<float>> scratch;  // one per worker, for attention
+    std::vector<Sequence> sequences;
+    std::vector<std::pair<Sequence, int>> query_blocks;  // a sequence and the first of the queries that go together
 };
 
 struct Model {
@@ -64,7 +67,7 @@ struct Model {
     int rows(Matrix matrix) const;
     int columns(Matrix matrix) const;
 
-    // Decodes and packs the six matrices of a layer on the pool. Throws what pack() throws, with the matrix's name.
+    // Decodes, chooses a format for and packs the six matrices of a layer on the pool. Throws what pack() throws, with the matrix's name.
     void load_matrices(int layer, std::span<const MatrixSource> sources);
 
     Architecture architecture;
@@ -75,6 +78,7 @@ struct Model {
     std::vector<Layer> layers;
     Dense head_dense, head_output;
     Workspace workspace;  // guarded by the pool's lease
+    bool any_quads = false;  // some matrix reads its input interleaved by quads
     bool embeddings_loaded = false;
     bool head_loaded = false;
 };

@@ -1,7 +1,8 @@
 #include "packed.h"
 
+#include <algorithm>
 #include <bit>
-#include <cstring>
+#include <numeric>
 
 #include "layout.h"
 
@@ -81,11 +82,10 @@ void check_sizes(const MatrixSource& s) {
 }
 
 // Appends the survivors of one row; `values` holds exactly those.
-void pack_row(const MatrixSource& s, int row, std::span<const std::int8_t> values, RiceReader& reader,
-              PackedMatrix& to) {
+void decode_row(const MatrixSource& s, int row, std::span<const std::int8_t> values, RiceReader& reader,
+                Survivors& to) {
     const auto columns = static_cast<std::uint32_t>(s.columns);
     std::uint32_t next_column = 0;
-    std::int32_t sum = 0;
     for (const std::int8_t value : values) {
         const std::uint32_t column = next_column + reader.next(columns);
         if (column >= columns)
@@ -94,45 +94,157 @@ void pack_row(const MatrixSource& s, int row, std::span<const std::int8_t> value
         if (value < -kWeightLimit || value > kWeightLimit)
             throw WeightOutOfRange("row " + std::to_string(row) + " has a weight of " + std::to_string(value) +
                                    ", must be -64 to 64");
-        to.offsets.push_back(static_cast<std::uint16_t>(column * (kLanes / 8)));
-        to.weights.push_back(value);
-        sum += value;
+        to.column.push_back(static_cast<std::uint16_t>(column));
+        to.weight.push_back(value);
         next_column = column + 1;
     }
-    while (to.weights.size() % kSurvivorGroup != 0) {
-        to.offsets.push_back(0);
-        to.weights.push_back(0);
+    to.row_starts.push_back(static_cast<std::uint32_t>(to.weight.size()));
+}
+
+int ceil_divide(int value, int by) { return (value + by - 1) / by; }
+
+// The survivors of one strip, as the kernels see them: columns that any row uses, ascending, each with its weights.
+class Strip {
+public:
+    Strip(const Survivors& s, int height) : s_(s), height_(height), at_(static_cast<std::size_t>(height)) {}
+
+    // Starts with the rows from `row` on; rows beyond the last are empty.
+    void open(int row) {
+        row_ = row;
+        for (int r = 0; r < height_; ++r) at_[size(r)] = begin(r);
     }
-    to.row_groups.push_back(static_cast<std::uint32_t>(to.weights.size() / kSurvivorGroup));
-    to.row_sums.push_back(sum);
+
+    // The next column with a survivor, or -1.
+    int column() const {
+        int lowest = -1;
+        for (int r = 0; r < height_; ++r)
+            if (at_[size(r)] < end(r) && (lowest < 0 || s_.column[at_[size(r)]] < lowest))
+                lowest = s_.column[at_[size(r)]];
+        return lowest;
+    }
+
+    // The weight of row r in `column`, which must be the next one or before it; moves on behind it.
+    std::int8_t take(int r, int column) {
+        std::size_t& at = at_[size(r)];
+        return at < end(r) && s_.column[at] == column ? s_.weight[at++] : std::int8_t{0};
+    }
+
+private:
+    static std::size_t size(int value) { return static_cast<std::size_t>(value); }
+    std::size_t begin(int r) const { return s_.row_starts[size(std::min(row_ + r, s_.rows))]; }
+    std::size_t end(int r) const { return s_.row_starts[size(std::min(row_ + r + 1, s_.rows))]; }
+
+    const Survivors& s_;
+    int height_, row_ = 0;
+    std::vector<std::size_t> at_;  // each row's next survivor
+};
+
+// Four columns wherever they are: formats survivors (height 1) and blocks_4x1 (height 4).
+void add_gathered(Strip& strip, int height, PackedMatrix& to) {
+    for (int column = strip.column(); column >= 0;) {
+        std::array<std::array<std::int8_t, kQuad>, kPanel> weights{};
+        for (std::size_t i = 0; i < kQuad; ++i) {
+            to.offsets.push_back(static_cast<std::uint16_t>(std::max(column, 0) * (kLanes / 8)));
+            if (column < 0) continue;
+            for (int r = 0; r < height; ++r) weights[static_cast<std::size_t>(r)][i] = strip.take(r, column);
+            column = strip.column();
+        }
+        for (int r = 0; r < height; ++r) {
+            const auto& row = weights[static_cast<std::size_t>(r)];
+            to.weights.insert(to.weights.end(), row.begin(), row.end());
+        }
+    }
+}
+
+// Four neighbouring columns: format blocks_1x4 (height 1, only quads with a survivor) and dense (height 4, every quad).
+void add_quads(Strip& strip, int height, bool every, PackedMatrix& to) {
+    const int quads = ceil_divide(to.columns, kQuad);
+    for (int quad = every ? 0 : strip.column() / kQuad; every ? quad < quads : strip.column() >= 0;
+         quad = every ? quad + 1 : strip.column() / kQuad) {
+        if (!every) to.offsets.push_back(static_cast<std::uint16_t>(quad * (kQuad * kLanes / 8)));
+        for (int r = 0; r < height; ++r)
+            for (int i = 0; i < kQuad; ++i) to.weights.push_back(strip.take(r, quad * kQuad + i));
+    }
 }
 
 }  // namespace
 
-PackedMatrix pack(const MatrixSource& source) {
+Survivors decode(const MatrixSource& source) {
     check_sizes(source);
-    PackedMatrix packed;
-    packed.rows = source.rows;
-    packed.columns = source.columns;
-    packed.scales.assign(source.scales.begin(), source.scales.end());
-    packed.biases.assign(source.biases.begin(), source.biases.end());
-    std::size_t slots = 0;
-    for (const std::size_t count : source.row_survivors)
-        slots += (count + kSurvivorGroup - 1) / kSurvivorGroup * kSurvivorGroup;
-    packed.offsets.reserve(slots);
-    packed.weights.reserve(slots);
-    packed.row_sums.reserve(source.row_survivors.size());
-    packed.row_groups.reserve(source.row_survivors.size() + 1);
-    packed.row_groups.push_back(0);
-
+    Survivors decoded{source.rows, source.columns, {}, {}, {}};
+    decoded.row_starts.reserve(source.row_survivors.size() + 1);
+    decoded.row_starts.push_back(0);
+    decoded.column.reserve(source.values.size());
+    decoded.weight.reserve(source.values.size());
     RiceReader reader(source.positions, source.rice);
     std::size_t first = 0;
     for (int row = 0; row < source.rows; ++row) {
         const std::size_t count = source.row_survivors[static_cast<std::size_t>(row)];
-        pack_row(source, row, source.values.subspan(first, count), reader, packed);
+        decode_row(source, row, source.values.subspan(first, count), reader, decoded);
         first += count;
     }
     if (!reader.finished()) throw PositionsTrailing("bits are left over after the last survivor");
+    return decoded;
+}
+
+std::array<std::size_t, kFormats> count_steps(const Survivors& s) {
+    std::size_t groups = 0, blocks = 0, shared = 0;
+    std::vector<int> seen(static_cast<std::size_t>(s.columns), -1);  // the last panel that used the column
+    std::size_t used = 0;                                            // columns of the present panel
+    for (int row = 0; row < s.rows; ++row) {
+        const std::size_t begin = s.row_starts[static_cast<std::size_t>(row)],
+                          end = s.row_starts[static_cast<std::size_t>(row) + 1];
+        groups += (end - begin + kQuad - 1) / kQuad;
+        for (std::size_t i = begin; i < end; ++i) {
+            blocks += i == begin || s.column[i] / kQuad != s.column[i - 1] / kQuad;
+            int& panel = seen[s.column[i]];
+            used += panel != row / kPanel;
+            panel = row / kPanel;
+        }
+        if (row % kPanel == kPanel - 1 || row == s.rows - 1) {
+            shared += (used + kQuad - 1) / kQuad;
+            used = 0;
+        }
+    }
+    const auto panels = static_cast<std::size_t>(ceil_divide(s.rows, kPanel));
+    return {groups, blocks, shared, panels * static_cast<std::size_t>(ceil_divide(s.columns, kQuad))};
+}
+
+Format cheapest(const Survivors& survivors, std::span<const float, kFormats> costs) {
+    const auto steps = count_steps(survivors);
+    std::size_t best = 0;
+    for (std::size_t format = 1; format < kFormats; ++format)
+        if (static_cast<double>(steps[format]) * costs[format] < static_cast<double>(steps[best]) * costs[best])
+            best = format;
+    return static_cast<Format>(best);
+}
+
+PackedMatrix arrange(const Survivors& s, Format format) {
+    PackedMatrix packed;
+    packed.rows = s.rows;
+    packed.columns = s.columns;
+    packed.format = format;
+    const int height = format == Format::blocks_4x1 || format == Format::dense ? kPanel : 1;
+    const std::size_t step_offsets = format == Format::dense ? 0 : format == Format::blocks_1x4 ? 1 : kQuad;
+    const auto step_weights = static_cast<std::size_t>(height * kQuad);
+    const std::size_t steps = count_steps(s)[static_cast<std::size_t>(format)];
+    packed.offsets.reserve(steps * step_offsets);
+    packed.weights.reserve(steps * step_weights);
+    packed.strip_steps.reserve(static_cast<std::size_t>(ceil_divide(s.rows, height)) + 1);
+    packed.strip_steps.push_back(0);
+    Strip strip(s, height);
+    for (int row = 0; row < s.rows; row += height) {
+        strip.open(row);
+        if (wants_quads(format))
+            add_quads(strip, height, format == Format::dense, packed);
+        else
+            add_gathered(strip, height, packed);
+        packed.strip_steps.push_back(static_cast<std::uint32_t>(packed.weights.size() / step_weights));
+    }
+    packed.row_sums.reserve(static_cast<std::size_t>(s.rows));
+    for (std::size_t row = 0; row < static_cast<std::size_t>(s.rows); ++row)
+        packed.row_sums.push_back(
+            std::accumulate(s.weight.begin() + s.row_starts[row], s.weight.begin() + s.row_starts[row + 1], 0));
     return packed;
 }
 

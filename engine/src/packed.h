@@ -1,6 +1,8 @@
-// One sparse matrix: from the file's Rice-coded positions to the order in which the kernels read it.
+// One encoder matrix: from the file's Rice-coded positions to the order in which the kernels read it.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <stdexcept>
@@ -25,18 +27,50 @@ struct WeightOutOfRange : std::runtime_error {
 
 inline constexpr int kMaxColumns = 16384;  // see PackedMatrix::offsets
 inline constexpr int kWeightLimit = 64;    // 255 * 64 * 2 fits in int16: `maddubs` never saturates
-inline constexpr int kSurvivorGroup = 4;   // survivors in one inner step: four int8 weights are one 32-bit broadcast
+inline constexpr int kQuad = 4;            // int8 weights that one 32-bit broadcast holds
+inline constexpr int kPanel = 4;           // rows that share their columns in blocks_4x1 and dense
 
-// A row's survivors in groups of four, the last group filled up with weight 0 on column 0.
+// How the weights of a matrix are grouped. Any matrix can be stored in any format, zeros filling the gaps; which one is
+// fastest depends on how many groups it needs (cheapest()).
+enum class Format {
+    survivors,   // a row's survivors, four at a time, wherever their columns are
+    blocks_1x4,  // a row's runs of four columns that hold a survivor; the input is interleaved by quads
+    blocks_4x1,  // columns that any of four rows uses, four at a time, with the weights of all four rows
+    dense,       // every run of four columns with the weights of four rows; the input is interleaved by quads
+};
+inline constexpr int kFormats = 4;
+inline constexpr const char* kFormatNames[kFormats] = {"survivors", "blocks_1x4", "blocks_4x1", "dense"};
+inline bool wants_quads(Format format) { return format == Format::blocks_1x4 || format == Format::dense; }
+
+// The decoded survivors of a matrix, row by row, their columns ascending.
+struct Survivors {
+    int rows = 0;
+    int columns = 0;
+    std::vector<std::uint32_t> row_starts;  // [rows + 1]
+    std::vector<std::uint16_t> column;      // [survivors]
+    std::vector<std::int8_t> weight;        // [survivors]
+};
+
+// A matrix in the order in which a kernel reads it. A "strip" is a row in the formats survivors and blocks_1x4, a panel
+// of four rows in the others. A "step" is what the kernel's inner loop does at once:
+//
+//     format      one step                           offsets   weights
+//     survivors   four survivors of a row            4         [4 columns]
+//     blocks_1x4  four neighbouring columns          1         [4 columns]
+//     blocks_4x1  four columns x four rows           4         [4 rows][4 columns]
+//     dense       four neighbouring columns x 4 rows 0         [4 rows][4 columns]
+//
+// Steps are filled up with weight 0 on column 0, the last panel with rows of zeros.
 struct PackedMatrix {
     int rows = 0;
     int columns = 0;
-    std::vector<std::uint32_t> row_groups;  // [rows + 1] first group of each row
-    std::vector<std::uint16_t> offsets;     // [groups * 4] column * 32 / 8: where the column's lanes begin, in 8 bytes
-    std::vector<std::int8_t> weights;       // [groups * 4]
-    std::vector<std::int32_t> row_sums;     // [rows] sum of the row's weights, for the zero point
-    std::vector<float> scales;              // [rows]
-    std::vector<float> biases;              // [rows]
+    Format format = Format::survivors;
+    std::vector<std::uint32_t> strip_steps;  // [strips + 1] the first step of each strip
+    std::vector<std::uint16_t> offsets;      // where the step's columns begin in the input, in units of 8 bytes
+    std::vector<std::int8_t> weights;
+    std::vector<std::int32_t> row_sums;  // [rows] sum of the row's weights, for the zero point
+    std::vector<float> scales;           // [rows]
+    std::vector<float> biases;           // [rows]
 };
 
 // One matrix as it lies in the artifact (docs/artifact.md, sections 2 and 3).
@@ -52,7 +86,16 @@ struct MatrixSource {
     std::span<const float> biases;
 };
 
-// Decodes, checks and packs. Throws one of the four errors above, or std::invalid_argument if the sizes disagree.
-PackedMatrix pack(const MatrixSource& source);
+// Decodes and checks. Throws one of the four errors above, or std::invalid_argument if the sizes disagree.
+Survivors decode(const MatrixSource& source);
+
+// How many steps each format needs, in the order of Format.
+std::array<std::size_t, kFormats> count_steps(const Survivors& survivors);
+
+// The format with the least steps x costs; `costs` is what a step takes, in any unit.
+Format cheapest(const Survivors& survivors, std::span<const float, kFormats> costs);
+
+// Puts the survivors in the kernels' order; scales and biases stay empty.
+PackedMatrix arrange(const Survivors& survivors, Format format);
 
 }  // namespace sparselane

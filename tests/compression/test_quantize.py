@@ -61,6 +61,11 @@ def test_a_token_of_zeros_and_a_row_of_zeros_are_exact() -> None:
     assert torch.equal(fake_quantize_rows(zeros, WEIGHT_LEVELS), zeros)
 
 
+def test_bfloat16_tokens_are_rounded_in_float32() -> None:
+    x = torch.randn(5, 300).bfloat16()
+    assert torch.equal(fake_quantize_tokens(x), fake_quantize_tokens(x.float()))
+
+
 def test_gradients_pass_straight_through() -> None:
     x = torch.randn(3, 7, requires_grad=True)
     w = torch.randn(4, 7, requires_grad=True)

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import engine
 from compression import prune, run, train
 from compression.checkpoint import encoder_matrices, load_model
 from compression.recipe import Training, parse_recipe
@@ -146,6 +148,23 @@ def test_a_killed_command_resumes_to_the_same_artifact(tmp_path: Path) -> None:
         hashes.append((folder / "artifact" / "model.safetensors").read_bytes())
         assert {path.name for path in (folder / "plots").iterdir()} >= {"loss.png", "sparsity.png", "matrices.png"}
     assert hashes[0] == hashes[1]
+
+
+def test_bfloat16_trains_every_stage(tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base")
+    recipe = tmp_path / "tiny.toml"
+    text = tiny.recipe("text-classification", base, tmp_path, epochs=6)
+    recipe.write_text(re.sub(r"(dropout = .*)", r'\1\nmixed_precision = "bf16"', text))
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "compression", "run", str(recipe), "--data", str(tmp_path), "--threads", "1"]
+    # Some virtual machines announce AMX and then refuse it; oneDNN must not try.
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+    done = subprocess.run(
+        [*command, "--run-folder", str(folder)], env=environment, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    quality = engine.read_manifest(folder / "artifact").quality
+    assert quality["dense"] > 0.9 and quality["quantized"] > 0.9
 
 
 def _wait_for(path: Path, child: "subprocess.Popen[bytes]") -> None:
