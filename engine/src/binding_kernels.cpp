@@ -77,16 +77,21 @@ Buffer<T> aligned(const T* data, std::size_t count) {
 
 // Tiles uint8 [tiles][columns][32] in the order that a format wants.
 struct Input {
-    Input(const std::uint8_t* x, std::size_t tiles, int columns, Format format, const Kernels& kernels) {
+    Input(const std::uint8_t* x, int tiles, int columns, Format format, const Kernels& kernels) {
         const std::size_t plain = size(columns) * kLanes;
         stride = wants_quads(format) ? (size(columns) + kQuad - 1) / kQuad * kQuad * kLanes : plain;
-        bytes.reserve(stride * tiles);
-        for (std::size_t tile = 0; tile < tiles; ++tile) {
-            const Buffer<std::uint8_t> rows = aligned(x + tile * plain, plain);
-            if (wants_quads(format))
-                kernels.interleave(rows.data(), columns, bytes.data() + tile * stride);
-            else
-                std::copy_n(rows.data(), plain, bytes.data() + tile * stride);
+        bytes.reserve(stride * size(tiles));
+        for (int tile = 0; tile < tiles; ++tile) {
+            const std::uint8_t* from = x + size(tile) * plain;
+            if (wants_quads(format)) {
+                kernels.interleave(aligned(from, plain).data(), kLanes, columns, bytes.data() + size(tile) * stride);
+                continue;
+            }
+            const int first = tile / kernels.tiles * kernels.tiles, together = std::min(kernels.tiles, tiles - first);
+            for (std::size_t column = 0; column < size(columns); ++column)
+                std::copy_n(from + column * kLanes, kLanes,
+                            bytes.data() + size(first) * plain +
+                                (column * size(together) + size(tile - first)) * kLanes);
         }
     }
     Buffer<std::uint8_t> bytes;
@@ -114,7 +119,7 @@ Out<std::int32_t, 3> run_product(const std::string& isa, const In<std::int8_t, 2
     check_size("x", x.shape(1), w.shape(1));
     const Kernels& kernels = choose_kernels(isa);
     const PackedMatrix packed = arrange(survivors_of(w), format_of(format));
-    const Input input(x.data(), x.shape(0), packed.columns, packed.format, kernels);
+    const Input input(x.data(), static_cast<int>(x.shape(0)), packed.columns, packed.format, kernels);
     const auto [result, data] = make<std::int32_t, 3>({x.shape(0), w.shape(0), kLanes});
     const std::size_t tile_size = w.shape(0) * kLanes;
     multiply_all(kernels, packed, input, static_cast<int>(x.shape(0)),
@@ -132,7 +137,7 @@ std::vector<double> time_product(const std::string& isa, const In<std::int8_t, 2
     const PackedMatrix packed = arrange(survivors_of(w), format_of(format));
     std::vector<std::uint8_t> x(size(tiles) * w.shape(1) * kLanes);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<std::uint8_t>(i * 2654435761u >> 13);
-    const Input input(x.data(), size(tiles), packed.columns, packed.format, kernels);
+    const Input input(x.data(), tiles, packed.columns, packed.format, kernels);
     std::vector<double> seconds;
     std::int64_t kept = 0;  // so that no product is left out
     const nb::gil_scoped_release release;
@@ -169,7 +174,7 @@ nb::tuple run_quantize(const std::string& isa, const In<float, 2>& x, int groups
     const auto [q, levels] = make<std::uint8_t, 2>({x.shape(0), kLanes});
     const auto [s, scales] = make<float, 1>({kLanes});
     const auto [z, zeros] = make<std::int32_t, 1>({kLanes});
-    choose_kernels(isa).quantize(x.data(), static_cast<int>(x.shape(0)), groups, levels, scales, zeros);
+    choose_kernels(isa).quantize(x.data(), static_cast<int>(x.shape(0)), groups, levels, kLanes, scales, zeros);
     return nb::make_tuple(q, s, z);
 }
 

@@ -202,14 +202,22 @@ private:
         });
     }
 
+    // Where a tile's levels lie in work_.quantized, and how far apart its features are: the tiles that go through a
+    // product together lie side by side.
+    std::pair<std::size_t, int> place_levels(int features, int tile, int tiles) const {
+        const int first = tile / kernels_.tiles * kernels_.tiles, together = std::min(kernels_.tiles, tiles - first);
+        return {tile_floats(features) * size(first) + size(tile - first) * kLanes, together * kLanes};
+    }
+
     // x of `tiles` tiles into work_.quantized, from its beginning; scales and zeros of tile `first + i` at its own
     // place.
     void quantize(const float* x, int features, int first, int tiles) {
         for_lanes(tiles, [&](int tile, int lane, int groups) {
             const std::size_t at = tile_floats(features) * size(tile) + size(lane);
             const std::size_t token = size(first + tile) * kLanes + size(lane);
-            kernels_.quantize(x + at, features, groups, work_.quantized.data() + at, work_.scales.data() + token,
-                              work_.zeros.data() + token);
+            const auto [offset, stride] = place_levels(features, tile, tiles);
+            kernels_.quantize(x + at, features, groups, work_.quantized.data() + offset + size(lane), stride,
+                              work_.scales.data() + token, work_.zeros.data() + token);
         });
     }
 
@@ -231,7 +239,8 @@ private:
 
     void interleave(int features, int tiles) {
         lease_.run(size(tiles), [&](std::size_t tile, int) {
-            kernels_.interleave(work_.quantized.data() + tile_floats(features) * tile, features,
+            const auto [offset, stride] = place_levels(features, static_cast<int>(tile), tiles);
+            kernels_.interleave(work_.quantized.data() + offset, stride, features,
                                 work_.quads.data() + quad_bytes(features) * tile);
         });
     }

@@ -22,11 +22,12 @@ inline constexpr int kRowBlock = 32;
 inline constexpr int kMostTiles = 2;
 inline constexpr int kMostQueryGroups = 6;
 
-// The input of a product: `tiles` tiles of uint8 [columns][32], or [columns / 4][32][4] where the format wants quads.
+// The input of a product: the uint8 levels of `tiles` tiles, x[columns][32 * tiles], so that a column of two tiles is one
+// cache line; or, where the format wants quads, x[tile][columns / 4][32][4].
 struct ProductInput {
-    const std::uint8_t* x;     // aligned to 32 bytes
-    std::size_t tile_stride;   // bytes from a tile to the next
-    int tiles;                 // 1 to the kernels' own limit
+    const std::uint8_t* x;    // aligned to 64 bytes
+    std::size_t tile_stride;  // bytes from a tile's quads to the next's
+    int tiles;                // 1 to the kernels' own limit
 };
 
 // One head, one sequence, some of its queries. The pointers stand at feature 0 of the head in tile 0.
@@ -63,16 +64,18 @@ struct Kernels {
     std::array<void (*)(const PackedMatrix& w, int first, int count, const ProductInput& x, std::int32_t* sums), kFormats>
         products;
 
-    // quads[ceil(features / 4)][32][4] from q[features][32]; features beyond the last are 0.
-    void (*interleave)(const std::uint8_t* q, int features, std::uint8_t* quads);
+    // quads[ceil(features / 4)][32][4] from q[features][32], its rows `stride` bytes apart; features beyond the last are 0.
+    void (*interleave)(const std::uint8_t* q, int stride, int features, std::uint8_t* quads);
 
     // y[r][32] = (row scale * token scale) * (sum - zero * row sum) + bias (+ residual[r][32] unless null;
     // residual may be y).
     void (*dequantize)(const PackedMatrix& w, int first, int count, const std::int32_t* sums, const float* scales,
                        const std::int32_t* zeros, const float* residual, float* y);
 
-    // q[features][32], one scale and zero point per token, from x[features][32]; lanes of `groups` groups from x on.
-    void (*quantize)(const float* x, int features, int groups, std::uint8_t* q, float* scales, std::int32_t* zeros);
+    // q[features][32], its rows `stride` bytes apart, and one scale and zero point per token, from x[features][32]; lanes
+    // of `groups` groups from x on.
+    void (*quantize)(const float* x, int features, int groups, std::uint8_t* q, int stride, float* scales,
+                     std::int32_t* zeros);
 
     // x = gelu(x), with erf, in place.
     void (*gelu)(float* x, std::size_t count);

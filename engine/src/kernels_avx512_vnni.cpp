@@ -101,7 +101,7 @@ struct FromQuads {
 };
 
 // Four columns wherever they are. One tile: columns a and c share a register, b and d another; after the byte unpack a
-// word permutation across the register joins ab with cd. Two tiles: a register holds a column of both; the unpacks work
+// word permutation across the register joins ab with cd. Two tiles: a register is a column of both; the unpacks work
 // within 128 bits, so part i holds tokens 4 i.. and 16 + 4 i.. of the first tile, then of the second.
 struct FromColumns {
     static void load(const ProductInput& input, const std::uint16_t* offsets, __m512i (&x)[2]) {
@@ -113,10 +113,7 @@ struct FromColumns {
         x[1] = _mm512_permutexvar_epi16(order, _mm512_unpackhi_epi8(ac, bd));
     }
     static void load(const ProductInput& input, const std::uint16_t* offsets, __m512i (&x)[4]) {
-        const auto both = [&](int i) {
-            const std::uint8_t* column = input.x + std::size_t{8} * offsets[i];
-            return join(column, column + input.tile_stride);
-        };
+        const auto both = [&](int i) { return load_tokens(input.x + std::size_t{16} * offsets[i]); };
         const __m512i a = both(0), b = both(1), c = both(2), d = both(3);
         const __m512i ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
         const __m512i cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
@@ -151,7 +148,10 @@ void multiply_survivors_of(const PackedMatrix& w, int first, int count, const Pr
         };
         std::size_t step = w.strip_steps[static_cast<std::size_t>(row)];
         const std::size_t end = w.strip_steps[static_cast<std::size_t>(row) + 1];
-        for (; step + 2 <= end; step += 2) add(step, even), add(step + 1, odd);
+        for (; step + 2 <= end; step += 2) {
+            if constexpr (T == 1) prefetch_steps(w, step);
+            add(step, even), add(step + 1, odd);
+        }
         if (step < end) add(step, even);
         even.add(odd);
         FromColumns::store(even, sums);

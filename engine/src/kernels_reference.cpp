@@ -21,36 +21,34 @@ void add_step(const std::int8_t* weights, const Column& column, int token, std::
 template <Format Kind>
 void product(const PackedMatrix& w, int first, int count, const ProductInput& input, std::int32_t* sums) {
     constexpr int kHeight = Kind == Format::blocks_4x1 || Kind == Format::dense ? kPanel : 1;
-    for (int tile = 0; tile < input.tiles; ++tile, sums += kRowBlock * kLanes) {
-        const std::uint8_t* x = input.x + static_cast<std::size_t>(tile) * input.tile_stride;
-        std::fill_n(sums, kRowBlock * kLanes, 0);
-        for (int row = 0; row < count; row += kHeight) {
-            const auto strip = static_cast<std::size_t>((first + row) / kHeight);
-            const std::size_t begin = w.strip_steps[strip], end = w.strip_steps[strip + 1];
-            for (std::size_t step = begin; step < end; ++step)
-                for (int t = 0; t < kLanes; ++t) {
-                    const auto gathered = [&](int i) {
-                        return x + 8 * w.offsets[kQuad * step + static_cast<std::size_t>(i)] + t;
-                    };
-                    const auto listed_quad = [&](int i) { return x + 8 * w.offsets[step] + kQuad * t + i; };
-                    const auto next_quad = [&](int i) { return x + (step - begin) * kQuad * kLanes + kQuad * t + i; };
-                    const std::int8_t* weights = w.weights.data() + kHeight * kQuad * step;
-                    std::int32_t* to = sums + row * kLanes;
-                    if constexpr (Kind == Format::blocks_1x4)
-                        add_step<kHeight>(weights, listed_quad, t, to);
-                    else if constexpr (Kind == Format::dense)
-                        add_step<kHeight>(weights, next_quad, t, to);
-                    else
-                        add_step<kHeight>(weights, gathered, t, to);
-                }
-        }
+    const std::uint8_t* x = input.x;  // one tile
+    std::fill_n(sums, kRowBlock * kLanes, 0);
+    for (int row = 0; row < count; row += kHeight) {
+        const auto strip = static_cast<std::size_t>((first + row) / kHeight);
+        const std::size_t begin = w.strip_steps[strip], end = w.strip_steps[strip + 1];
+        for (std::size_t step = begin; step < end; ++step)
+            for (int t = 0; t < kLanes; ++t) {
+                const auto gathered = [&](int i) {
+                    return x + 8 * w.offsets[kQuad * step + static_cast<std::size_t>(i)] + t;
+                };
+                const auto listed_quad = [&](int i) { return x + 8 * w.offsets[step] + kQuad * t + i; };
+                const auto next_quad = [&](int i) { return x + (step - begin) * kQuad * kLanes + kQuad * t + i; };
+                const std::int8_t* weights = w.weights.data() + kHeight * kQuad * step;
+                std::int32_t* to = sums + row * kLanes;
+                if constexpr (Kind == Format::blocks_1x4)
+                    add_step<kHeight>(weights, listed_quad, t, to);
+                else if constexpr (Kind == Format::dense)
+                    add_step<kHeight>(weights, next_quad, t, to);
+                else
+                    add_step<kHeight>(weights, gathered, t, to);
+            }
     }
 }
 
-void interleave(const std::uint8_t* q, int features, std::uint8_t* quads) {
+void interleave(const std::uint8_t* q, int stride, int features, std::uint8_t* quads) {
     std::memset(quads, 0, static_cast<std::size_t>((features + kQuad - 1) / kQuad * kQuad * kLanes));
     for (int f = 0; f < features; ++f)
-        for (int t = 0; t < kLanes; ++t) quads[(f / kQuad * kLanes + t) * kQuad + f % kQuad] = q[f * kLanes + t];
+        for (int t = 0; t < kLanes; ++t) quads[(f / kQuad * kLanes + t) * kQuad + f % kQuad] = q[f * stride + t];
 }
 
 // ---- Between integers and floats ------------------------------------------------------------------------------------
@@ -71,7 +69,8 @@ std::int32_t round_even(float x) {
     return std::abs(x) < 2147483648.0f ? static_cast<std::int32_t>(std::nearbyintf(x)) : INT32_MIN;
 }
 
-void quantize(const float* x, int features, int groups, std::uint8_t* q, float* scales, std::int32_t* zeros) {
+void quantize(const float* x, int features, int groups, std::uint8_t* q, int stride, float* scales,
+              std::int32_t* zeros) {
     for (int t = 0; t < groups * kGroup; ++t) {
         float low = 0, high = 0;
         for (int f = 0; f < features; ++f) {
@@ -83,7 +82,7 @@ void quantize(const float* x, int features, int groups, std::uint8_t* q, float* 
         zeros[t] = std::clamp(round_even(-low / scales[t]), 0, 255);
         for (int f = 0; f < features; ++f) {
             const std::int64_t level = std::int64_t{round_even(x[f * kLanes + t] / scales[t])} + zeros[t];
-            q[f * kLanes + t] = static_cast<std::uint8_t>(std::clamp<std::int64_t>(level, 0, 255));
+            q[f * stride + t] = static_cast<std::uint8_t>(std::clamp<std::int64_t>(level, 0, 255));
         }
     }
 }

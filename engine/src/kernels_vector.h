@@ -46,7 +46,7 @@ void dequantize(const PackedMatrix& w, int first, int count, const std::int32_t*
 
 // N neighbouring vectors of lanes.
 template <class V, int N>
-void quantize_vectors(const float* x, int features, std::uint8_t* q, float* scales, std::int32_t* zeros) {
+void quantize_vectors(const float* x, int features, std::uint8_t* q, int stride, float* scales, std::int32_t* zeros) {
     typename V::F low[N], high[N], scale[N];
     typename V::I zero[N];
     for (int n = 0; n < N; ++n) low[n] = high[n] = V::set(0.0f);
@@ -66,16 +66,16 @@ void quantize_vectors(const float* x, int features, std::uint8_t* q, float* scal
         typename V::I levels[N];
         for (int n = 0; n < N; ++n)
             levels[n] = V::add_int(V::to_int(V::div(V::load(x + f * kLanes + n * V::lanes), scale[n])), zero[n]);
-        V::store_bytes(q + f * kLanes, levels);
+        V::store_bytes(q + f * stride, levels);
     }
 }
 
 // V works on whole tiles, Small on single groups of 8 lanes; the instructions, and so the bits, are of one kind.
 template <class V, class Small>
-void quantize(const float* x, int features, int groups, std::uint8_t* q, float* scales, std::int32_t* zeros) {
-    if (groups == kGroups) return quantize_vectors<V, kLanes / V::lanes>(x, features, q, scales, zeros);
+void quantize(const float* x, int features, int groups, std::uint8_t* q, int stride, float* scales, std::int32_t* zeros) {
+    if (groups == kGroups) return quantize_vectors<V, kLanes / V::lanes>(x, features, q, stride, scales, zeros);
     for (int lane = 0; lane < groups * kGroup; lane += kGroup)
-        quantize_vectors<Small, kGroup / Small::lanes>(x + lane, features, q + lane, scales + lane, zeros + lane);
+        quantize_vectors<Small, kGroup / Small::lanes>(x + lane, features, q + lane, stride, scales + lane, zeros + lane);
 }
 
 // ---- GELU and LayerNorm ---------------------------------------------------------------------------------------------
