@@ -178,10 +178,22 @@ nb::tuple run_quantize(const std::string& isa, const In<float, 2>& x, int groups
     return nb::make_tuple(q, s, z);
 }
 
+// gelu of x, which goes in as the scales of tokens whose sum is 1.
 Out<float, 1> run_gelu(const std::string& isa, const In<float, 1>& x) {
+    const Kernels& kernels = choose_kernels(isa);
+    PackedMatrix one;
+    one.rows = one.columns = 1;
+    one.row_sums = {0}, one.scales = {1.0f}, one.biases = {0.0f};
+    std::int32_t sums[kLanes], zeros[kLanes] = {};
+    std::fill_n(sums, kLanes, 1);
     const auto [y, data] = make<float, 1>({x.size()});
-    std::copy_n(x.data(), x.size(), data);
-    choose_kernels(isa).gelu(data, x.size());
+    for (std::size_t i = 0; i < x.size(); i += kLanes) {
+        const std::size_t count = std::min<std::size_t>(kLanes, x.size() - i);
+        float values[kLanes] = {}, results[kLanes];
+        std::copy_n(x.data() + i, count, values);
+        kernels.dequantize_gelu(one, 0, 1, sums, values, zeros, nullptr, results);
+        std::copy_n(results, count, data + i);
+    }
     return y;
 }
 

@@ -260,10 +260,11 @@ private:
     void finish_block(const Product& p, int row, int count, const std::int32_t* sums, std::size_t tile,
                       std::size_t token) const {
         const std::size_t at = tile_floats(p.w.rows) * tile + tile_floats(row);
-        kernels_.dequantize(p.w, row, count, sums, work_.scales.data() + token, work_.zeros.data() + token,
-                            p.residual == nullptr ? nullptr : p.residual + at, p.y + at);
-        if (!p.activate) return;
-        if (a_.activation == Activation::gelu) return kernels_.gelu(p.y + at, tile_floats(count));
+        const bool gelu = p.activate && a_.activation == Activation::gelu;
+        (gelu ? kernels_.dequantize_gelu : kernels_.dequantize)(
+            p.w, row, count, sums, work_.scales.data() + token, work_.zeros.data() + token,
+            p.residual == nullptr ? nullptr : p.residual + at, p.y + at);
+        if (!p.activate || gelu) return;
         for (float* y = p.y + at; y != p.y + at + tile_floats(count); ++y) *y = std::max(0.0f, *y);
     }
 

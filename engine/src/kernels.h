@@ -14,10 +14,6 @@
 
 namespace sparselane {
 
-// Rows that one task works on: their int32 sums (4 KiB a tile) stay in L1 between product and epilogue, and one tile of
-// BERT-Base still makes 24 tasks.
-inline constexpr int kRowBlock = 32;
-
 // Tiles that any product takes at once, at most, and groups of queries that any attention does.
 inline constexpr int kMostTiles = 2;
 inline constexpr int kMostQueryGroups = 6;
@@ -49,6 +45,9 @@ inline std::size_t attention_scratch(int head_size, int length) {
     return static_cast<std::size_t>(head_size + (length + kGroup - 1) / kGroup * kGroup) * kMostQueryGroups * kGroup;
 }
 
+using Dequantize = void (*)(const PackedMatrix& w, int first, int count, const std::int32_t* sums, const float* scales,
+                            const std::int32_t* zeros, const float* residual, float* y);
+
 struct Kernels {
     const char* name;
 
@@ -67,18 +66,14 @@ struct Kernels {
     // quads[ceil(features / 4)][32][4] from q[features][32], its rows `stride` bytes apart; features beyond the last are 0.
     void (*interleave)(const std::uint8_t* q, int stride, int features, std::uint8_t* quads);
 
-    // y[r][32] = (row scale * token scale) * (sum - zero * row sum) + bias (+ residual[r][32] unless null;
-    // residual may be y).
-    void (*dequantize)(const PackedMatrix& w, int first, int count, const std::int32_t* sums, const float* scales,
-                       const std::int32_t* zeros, const float* residual, float* y);
+    // y[r][32] = activation((row scale * token scale) * (sum - zero * row sum) + bias (+ residual[r][32] unless null)), with
+    // none or gelu as activation; residual may be y.
+    Dequantize dequantize, dequantize_gelu;
 
     // q[features][32], its rows `stride` bytes apart, and one scale and zero point per token, from x[features][32]; lanes
     // of `groups` groups from x on.
     void (*quantize)(const float* x, int features, int groups, std::uint8_t* q, int stride, float* scales,
                      std::int32_t* zeros);
-
-    // x = gelu(x), with erf, in place.
-    void (*gelu)(float* x, std::size_t count);
 
     // x[features][32] = (x - mean) / sqrt(variance + epsilon) * weight + bias, in place, `groups` groups of lanes.
     void (*layer_norm)(float* x, int features, int groups, const float* weight, const float* bias, float epsilon);

@@ -142,7 +142,7 @@ struct FromColumns {
 
 template <int T>
 void multiply_survivors_of(const PackedMatrix& w, int first, int count, const ProductInput& input, std::int32_t* sums) {
-    for (int row = first; row < first + count; ++row, sums += kLanes) {
+    for (int row = first; row < first + count; ++row) {
         Sums<T> even, odd;  // two sets, so that a sum need not wait for the one before
         const auto add = [&](std::size_t step, Sums<T>& to) {
             __m512i x[2 * T];
@@ -157,7 +157,7 @@ void multiply_survivors_of(const PackedMatrix& w, int first, int count, const Pr
         }
         if (step < end) add(step, even);
         even.add(odd);
-        FromColumns::store(even, sums);
+        FromColumns::store(even, row_sums(w, row, sums));
     }
 }
 
@@ -165,7 +165,7 @@ template <int T>
 void multiply_blocks_1x4_of(const PackedMatrix& w, int first, int count, const ProductInput& input,
                             std::int32_t* sums) {
     constexpr int kSets = 4 / T;
-    for (int row = first; row < first + count; ++row, sums += kLanes) {
+    for (int row = first; row < first + count; ++row) {
         Sums<T> s[kSets];
         const auto add = [&](std::size_t step, Sums<T>& to) {
             __m512i x[2 * T];
@@ -178,7 +178,7 @@ void multiply_blocks_1x4_of(const PackedMatrix& w, int first, int count, const P
             for (std::size_t i = 0; i < kSets; ++i) add(step + i, s[i]);
         for (; step < end; ++step) add(step, s[0]);
         for (int i = 1; i < kSets; ++i) s[0].add(s[i]);
-        FromQuads::store(s[0], sums);
+        FromQuads::store(s[0], row_sums(w, row, sums));
     }
 }
 
@@ -230,9 +230,9 @@ const Kernels& avx512_vnni_kernels() {
         .costs = {0.95f, 0.6f, 1.4f, 1.1f},
         .products = {multiply_survivors, multiply_blocks_1x4, multiply_blocks_4x1, multiply_dense},
         .interleave = interleave,
-        .dequantize = dequantize<Vector16>,
+        .dequantize = dequantize<Vector16, false>,
+        .dequantize_gelu = dequantize<Vector16, true>,
         .quantize = quantize<Vector16, Vector8>,
-        .gelu = gelu<Vector16>,
         .layer_norm = layer_norm<Vector16, Vector8>,
         .softmax = softmax<Vector16, Vector8>,
         .attention = attention<Vector16>,

@@ -34,7 +34,7 @@ void product(const PackedMatrix& w, int first, int count, const ProductInput& in
                 const auto listed_quad = [&](int i) { return x + 8 * w.offsets[step] + kQuad * t + i; };
                 const auto next_quad = [&](int i) { return x + (step - begin) * kQuad * kLanes + kQuad * t + i; };
                 const std::int8_t* weights = w.weights.data() + kHeight * kQuad * step;
-                std::int32_t* to = sums + row * kLanes;
+                std::int32_t* to = sums + (kHeight == 1 ? w.strip_rows[strip] : row) * kLanes;
                 if constexpr (Kind == Format::blocks_1x4)
                     add_step<kHeight>(weights, listed_quad, t, to);
                 else if constexpr (Kind == Format::dense)
@@ -51,16 +51,28 @@ void interleave(const std::uint8_t* q, int stride, int features, std::uint8_t* q
         for (int t = 0; t < kLanes; ++t) quads[(f / kQuad * kLanes + t) * kQuad + f % kQuad] = q[f * stride + t];
 }
 
-// ---- Between integers and floats ------------------------------------------------------------------------------------
+// ---- Between integers and floats, GELU ------------------------------------------------------------------------------------
 
+float gelu(float x) {
+    if (std::abs(x) > kErfEnd) return std::max(0.0f, x);
+    const float t = std::fma(x * x, 2.0f / (kErfEnd * kErfEnd), -1.0f);
+    constexpr int kTerms = sizeof kErf / sizeof kErf[0];
+    float sum = kErf[kTerms - 1];
+    for (int i = kTerms - 2; i >= 0; --i) sum = std::fma(sum, t, kErf[i]);
+    const float half = 0.5f * x;
+    return std::fma(half, x * sum, half);
+}
+
+template <bool Gelu>
 void dequantize(const PackedMatrix& w, int first, int count, const std::int32_t* sums, const float* scales,
                 const std::int32_t* zeros, const float* residual, float* y) {
     for (int i = 0; i < count * kLanes; ++i) {
         const auto row = static_cast<std::size_t>(first + i / kLanes);
         const int t = i % kLanes;
         const std::int32_t exact = sums[i] - zeros[t] * w.row_sums[row];
-        const float value = w.scales[row] * scales[t] * static_cast<float>(exact) + w.biases[row];
-        y[i] = residual == nullptr ? value : value + residual[i];
+        float value = w.scales[row] * scales[t] * static_cast<float>(exact) + w.biases[row];
+        if (residual != nullptr) value += residual[i];
+        y[i] = Gelu ? gelu(value) : value;
     }
 }
 
@@ -87,21 +99,7 @@ void quantize(const float* x, int features, int groups, std::uint8_t* q, int str
     }
 }
 
-// ---- GELU and LayerNorm ---------------------------------------------------------------------------------------------
-
-float gelu_of(float x) {
-    if (std::abs(x) > kErfEnd) return std::max(0.0f, x);
-    const float t = std::fma(x * x, 2.0f / (kErfEnd * kErfEnd), -1.0f);
-    constexpr int kTerms = sizeof kErf / sizeof kErf[0];
-    float sum = kErf[kTerms - 1];
-    for (int i = kTerms - 2; i >= 0; --i) sum = std::fma(sum, t, kErf[i]);
-    const float half = 0.5f * x;
-    return std::fma(half, x * sum, half);
-}
-
-void gelu(float* x, std::size_t count) {
-    for (std::size_t i = 0; i < count; ++i) x[i] = gelu_of(x[i]);
-}
+// ---- LayerNorm ---------------------------------------------------------------------------------------------------------
 
 void layer_norm(float* x, int features, int groups, const float* weight, const float* bias, float epsilon) {
     const auto count = static_cast<float>(features);
@@ -194,9 +192,9 @@ const Kernels& reference_kernels() {
         .products = {product<Format::survivors>, product<Format::blocks_1x4>, product<Format::blocks_4x1>,
                      product<Format::dense>},
         .interleave = interleave,
-        .dequantize = dequantize,
+        .dequantize = dequantize<false>,
+        .dequantize_gelu = dequantize<true>,
         .quantize = quantize,
-        .gelu = gelu,
         .layer_norm = layer_norm,
         .softmax = softmax,
         .attention = attention,

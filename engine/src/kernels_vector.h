@@ -22,10 +22,22 @@
 namespace sparselane {
 namespace {
 
-// ---- Between integers and floats ------------------------------------------------------------------------------------
+// ---- Between integers and floats, GELU ------------------------------------------------------------------------------------
+
+template <class V>
+inline typename V::F gelu(typename V::F x) {
+    const auto t = V::fma(V::mul(x, x), V::set(2.0f / (kErfEnd * kErfEnd)), V::set(-1.0f));
+    constexpr int kTerms = sizeof kErf / sizeof kErf[0];
+    auto sum = V::set(kErf[kTerms - 1]);
+    for (int i = kTerms - 2; i >= 0; --i) sum = V::fma(sum, t, V::set(kErf[i]));
+    const auto half = V::mul(x, V::set(0.5f));
+    const auto inside = V::fma(half, V::mul(x, sum), half);
+    const auto outside = V::max(V::set(0.0f), x);
+    return V::if_greater(V::max(x, V::mul(x, V::set(-1.0f))), V::set(kErfEnd), outside, inside);
+}
 
 // Multiplications and additions are kept apart here and in the quantizer: torch has no fused ones there.
-template <class V>
+template <class V, bool Gelu>
 void dequantize(const PackedMatrix& w, int first, int count, const std::int32_t* sums, const float* scales,
                 const std::int32_t* zeros, const float* residual, float* y) {
     for (int row = first; row < first + count; ++row, sums += kLanes, y += kLanes) {
@@ -38,7 +50,7 @@ void dequantize(const PackedMatrix& w, int first, int count, const std::int32_t*
             const auto scale = V::mul(row_scale, V::load(scales + lane));
             auto value = V::add(V::mul(scale, V::to_float(exact)), bias);
             if (residual != nullptr) value = V::add(value, V::load(residual + lane));
-            V::store(y + lane, value);
+            V::store(y + lane, Gelu ? gelu<V>(value) : value);
         }
         if (residual != nullptr) residual += kLanes;
     }
@@ -78,31 +90,7 @@ void quantize(const float* x, int features, int groups, std::uint8_t* q, int str
         quantize_vectors<Small, kGroup / Small::lanes>(x + lane, features, q + lane, stride, scales + lane, zeros + lane);
 }
 
-// ---- GELU and LayerNorm ---------------------------------------------------------------------------------------------
-
-template <class V>
-inline typename V::F gelu_vector(typename V::F x) {
-    const auto t = V::fma(V::mul(x, x), V::set(2.0f / (kErfEnd * kErfEnd)), V::set(-1.0f));
-    constexpr int kTerms = sizeof kErf / sizeof kErf[0];
-    auto sum = V::set(kErf[kTerms - 1]);
-    for (int i = kTerms - 2; i >= 0; --i) sum = V::fma(sum, t, V::set(kErf[i]));
-    const auto half = V::mul(x, V::set(0.5f));
-    const auto inside = V::fma(half, V::mul(x, sum), half);
-    const auto outside = V::max(V::set(0.0f), x);
-    return V::if_greater(V::max(x, V::mul(x, V::set(-1.0f))), V::set(kErfEnd), outside, inside);
-}
-
-// `count` is a multiple of 32 wherever the engine calls this; the tail goes through the same instructions.
-template <class V>
-void gelu(float* x, std::size_t count) {
-    std::size_t i = 0;
-    for (; i + V::lanes <= count; i += V::lanes) V::store(x + i, gelu_vector<V>(V::load(x + i)));
-    if (i == count) return;
-    float tail[V::lanes] = {};
-    std::memcpy(tail, x + i, (count - i) * sizeof(float));
-    V::store(tail, gelu_vector<V>(V::load(tail)));
-    std::memcpy(x + i, tail, (count - i) * sizeof(float));
-}
+// ---- LayerNorm -------------------------------------------------------------------------------------------------------
 
 template <class V, int N>
 void layer_norm_vectors(float* x, int features, const float* weight, const float* bias, float epsilon) {

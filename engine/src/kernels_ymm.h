@@ -115,11 +115,17 @@ inline void prefetch_behind(const PackedMatrix& w, std::size_t step) {
     _mm_prefetch(reinterpret_cast<const char*>(w.weights.data() + kQuad * step) + kAhead / 2, _MM_HINT_T0);
 }
 
+// Where the sums of a strip of one row go.
+inline std::int32_t* row_sums(const PackedMatrix& w, int strip, std::int32_t* sums) {
+    return sums + w.strip_rows[static_cast<std::size_t>(strip)] * kLanes;
+}
+
 // In all products: Dot::add(sum, bytes, weights) adds to each int32 the four products of its bytes, exactly.
 
 template <class Dot>
 void multiply_survivors(const PackedMatrix& w, int first, int count, const ProductInput& input, std::int32_t* sums) {
-    for (int row = first; row < first + count; ++row, sums += kLanes) {
+    for (int row = first; row < first + count; ++row) {
+        std::int32_t* to = row_sums(w, row, sums);
         __m256i s[4] = {};
         const std::size_t end = w.strip_steps[static_cast<std::size_t>(row) + 1];
         for (std::size_t step = w.strip_steps[static_cast<std::size_t>(row)]; step < end; ++step) {
@@ -128,25 +134,26 @@ void multiply_survivors(const PackedMatrix& w, int first, int count, const Produ
             const __m256i weights = broadcast_quad(w.weights.data() + kQuad * step);
             for (int i = 0; i < 4; ++i) s[i] = Dot::add(s[i], x.part(i), weights);
         }
-        store_parts(sums, 0, s[0], s[1]);
-        store_parts(sums, 1, s[2], s[3]);
+        store_parts(to, 0, s[0], s[1]);
+        store_parts(to, 1, s[2], s[3]);
     }
 }
 
 template <class Dot>
 void multiply_blocks_1x4(const PackedMatrix& w, int first, int count, const ProductInput& input, std::int32_t* sums) {
-    for (int row = first; row < first + count; ++row, sums += kLanes) {
+    for (int row = first; row < first + count; ++row) {
+        std::int32_t* to = row_sums(w, row, sums);
         __m256i s[2][4] = {};  // two sets, so that a sum need not wait for the one before
-        const auto add = [&](std::size_t step, __m256i (&to)[4]) {
+        const auto add = [&](std::size_t step, __m256i (&set)[4]) {
             const std::uint8_t* x = input.x + std::size_t{8} * w.offsets[step];
             const __m256i weights = broadcast_quad(w.weights.data() + kQuad * step);
-            for (int i = 0; i < 4; ++i) to[i] = Dot::add(to[i], load_lanes(x + 32 * i), weights);
+            for (int i = 0; i < 4; ++i) set[i] = Dot::add(set[i], load_lanes(x + 32 * i), weights);
         };
         std::size_t step = w.strip_steps[static_cast<std::size_t>(row)];
         const std::size_t end = w.strip_steps[static_cast<std::size_t>(row) + 1];
         for (; step + 2 <= end; step += 2) add(step, s[0]), add(step + 1, s[1]);
         if (step < end) add(step, s[0]);
-        for (int i = 0; i < 4; ++i) store_quarter(sums, 8 * i, _mm256_add_epi32(s[0][i], s[1][i]));
+        for (int i = 0; i < 4; ++i) store_quarter(to, 8 * i, _mm256_add_epi32(s[0][i], s[1][i]));
     }
 }
 
@@ -224,9 +231,9 @@ constexpr Kernels kernels_with(const char* name, const std::array<float, kFormat
         .costs = costs,
         .products = {multiply_survivors<Dot>, multiply_blocks_1x4<Dot>, multiply_blocks_4x1<Dot>, multiply_dense<Dot>},
         .interleave = interleave,
-        .dequantize = dequantize<Vector8>,
+        .dequantize = dequantize<Vector8, false>,
+        .dequantize_gelu = dequantize<Vector8, true>,
         .quantize = quantize<Vector8, Vector8>,
-        .gelu = gelu<Vector8>,
         .layer_norm = layer_norm<Vector8, Vector8>,
         .softmax = softmax<Vector8, Vector8>,
         .attention = attention<Vector8>,

@@ -139,6 +139,28 @@ private:
     std::vector<std::size_t> at_;  // each row's next survivor
 };
 
+int row_steps(const Survivors& s, int row, Format format) {
+    const std::size_t begin = s.row_starts[static_cast<std::size_t>(row)],
+                      end = s.row_starts[static_cast<std::size_t>(row) + 1];
+    if (format == Format::survivors) return ceil_divide(static_cast<int>(end - begin), kQuad);
+    int blocks = 0;
+    for (std::size_t i = begin; i < end; ++i) blocks += i == begin || s.column[i] / kQuad != s.column[i - 1] / kQuad;
+    return blocks;
+}
+
+// For every block of rows: its rows by their number of steps.
+std::vector<std::uint8_t> order_rows(const Survivors& s, Format format) {
+    std::vector<std::uint8_t> order(static_cast<std::size_t>(s.rows));
+    for (int first = 0; first < s.rows; first += kRowBlock) {
+        const auto begin = order.begin() + first, end = begin + std::min(kRowBlock, s.rows - first);
+        std::iota(begin, end, std::uint8_t{0});
+        std::stable_sort(begin, end, [&](int a, int b) {
+            return row_steps(s, first + a, format) < row_steps(s, first + b, format);
+        });
+    }
+    return order;
+}
+
 // Four columns wherever they are: formats survivors (height 1) and blocks_4x1 (height 4).
 void add_gathered(Strip& strip, int height, PackedMatrix& to) {
     for (int column = strip.column(); column >= 0;) {
@@ -232,9 +254,10 @@ PackedMatrix arrange(const Survivors& s, Format format) {
     packed.weights.reserve(steps * step_weights);
     packed.strip_steps.reserve(static_cast<std::size_t>(ceil_divide(s.rows, height)) + 1);
     packed.strip_steps.push_back(0);
+    if (height == 1) packed.strip_rows = order_rows(s, format);
     Strip strip(s, height);
     for (int row = 0; row < s.rows; row += height) {
-        strip.open(row);
+        strip.open(height == 1 ? row / kRowBlock * kRowBlock + packed.strip_rows[static_cast<std::size_t>(row)] : row);
         if (wants_quads(format))
             add_quads(strip, height, format == Format::dense, packed);
         else

@@ -30,6 +30,10 @@ inline constexpr int kWeightLimit = 64;    // 255 * 64 * 2 fits in int16: `maddu
 inline constexpr int kQuad = 4;            // int8 weights that one 32-bit broadcast holds
 inline constexpr int kPanel = 4;           // rows that share their columns in blocks_4x1 and dense
 
+// Rows that one task works on: their int32 sums (4 KiB a tile) stay in L1 between product and epilogue, and one tile of
+// BERT-Base still makes 24 tasks.
+inline constexpr int kRowBlock = 32;
+
 // How the weights of a matrix are grouped. Any matrix can be stored in any format, zeros filling the gaps; which one is
 // fastest depends on how many groups it needs (cheapest()).
 enum class Format {
@@ -60,12 +64,14 @@ struct Survivors {
 //     blocks_4x1  four columns x four rows           4         [4 rows][4 columns]
 //     dense       four neighbouring columns x 4 rows 0         [4 rows][4 columns]
 //
-// Steps are filled up with weight 0 on column 0, the last panel with rows of zeros.
+// Steps are filled up with weight 0 on column 0, the last panel with rows of zeros. Within every kRowBlock rows, strips
+// of one row stand in the order of their number of steps: the end of a loop that is as long as the last is predicted.
 struct PackedMatrix {
     int rows = 0;
     int columns = 0;
     Format format = Format::survivors;
     std::vector<std::uint32_t> strip_steps;  // [strips + 1] the first step of each strip
+    std::vector<std::uint8_t> strip_rows;    // [rows] for strips of one row: which row of its block a strip is
     std::vector<std::uint16_t> offsets;      // where the step's columns begin in the input, in units of 8 bytes
     std::vector<std::int8_t> weights;
     std::vector<std::int32_t> row_sums;  // [rows] sum of the row's weights, for the zero point
