@@ -37,8 +37,10 @@ check: $(VENV)/.dev ## Lint, formatting, types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev ## Run the benchmarks (see bench/)
-	@$(BIN)/python -m bench
+# LEVEL="model --quick" and the like; the peers' environments are large and are made here alone.
+bench: LEVEL ?= all
+bench: $(VENV)/.dev .venv-bench/.made ## Run the benchmarks (see bench/)
+	@$(BIN)/python -m bench $(LEVEL)
 
 lock: $(VENV)/.dev ## Write the environment's versions into constraints.txt
 	@grep '^#' constraints.txt > $(VENV)/constraints.new
@@ -49,6 +51,11 @@ lock: $(VENV)/.dev ## Write the environment's versions into constraints.txt
 clean: ## Remove the environment, builds and caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find service engine compression tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made anew when the pins change. What cannot be installed is named, and its engines are absent from the record.
+.venv-bench/.made: bench/environments.py $(wildcard bench/pins/*.txt) | $(VENV)/.dev
+	@$(BIN)/python -m bench.environments
+	@touch $@
 
 # A stamp is touched only after its install succeeded, so a broken install is tried again.
 $(VENV)/.python:

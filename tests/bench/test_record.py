@@ -1,0 +1,96 @@
+"""The record: CSV there and back, machine.txt without private names, README and pictures from rows."""
+
+import getpass
+import re
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.record import machine_text, read_rows, without_paths, write_rows
+from bench.report import write_report
+
+CASE = {"model": "tiny", "sparsity": 0.9, "shape": "1x8", "tokens": 8, "batch": 1, "longest": 8, "threads": 1}
+OTHER = {"isa": "avx2", "rows": 768, "columns": 768, "status": "ok", "best_s": 1e-5, "median_s": 1e-5}
+KERNEL = OTHER | {"products_per_s": 6e10, "bytes_moved": 1, "bytes_per_s": 1e9, "share_of_peak": 0.5}
+
+
+def sample(engine: str, number: int, seconds: float, **other: object) -> dict[str, object]:
+    kept = {"engine": engine, "status": "ok", "round": number, "seconds": seconds, "calls": 1, "reason": ""}
+    return {"purpose": "headline"} | CASE | kept | other
+
+
+def test_rows_come_back_as_text_and_missing_columns_as_nothing(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.csv", [{"x": 1}, {"x": 2, "why": 'a "quoted", reason'}])
+    assert read_rows(tmp_path / "a.csv") == [{"x": "1", "why": ""}, {"x": "2", "why": 'a "quoted", reason'}]
+    assert read_rows(tmp_path / "b.csv") == []
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_machine_text_names_no_host_user_or_path() -> None:
+    text = machine_text("python -m bench model --cache /some/where/cache", {"main": Path(sys.executable)}, (1, 2, 3))
+    assert "--cache cache\n" in text
+    assert not re.search(r"(?<![\w.])/\w", text)
+    lines = [line for line in text.splitlines() if not line.startswith(("flags", "packages"))]
+    words = set(re.findall(r"[\w.-]+", "\n".join(lines)))
+    assert not words & ({socket.gethostname(), getpass.getuser()} - {"root"})
+    for name in (
+        "command",
+        "date",
+        "commit",
+        "cpu",
+        "cache",
+        "kernel",
+        "load average before",
+        "packages, main",
+        "flags",
+    ):
+        assert re.search(rf"^{name}: \S", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("--cache=/a/b/c", "--cache=c"),
+        ("bench/record/x", "bench/record/x"),
+        ("../x", "../x"),
+        ("'/a b'", "'a b'"),
+    ],
+)
+def test_only_absolute_paths_are_shortened(text: str, wanted: str) -> None:
+    assert without_paths(text) == wanted
+
+
+def test_the_report_shows_ratios_reasons_and_pictures(tmp_path: Path) -> None:
+    (tmp_path / "machine.txt").write_text("command: python -m bench\ncpu: Some CPU\nflags: a b\n")
+    rows = [sample("sparselane", n, 0.010) for n in range(3)] + [sample("torch-fp32", n, 0.080) for n in range(3)]
+    rows += [sample("sparselane", 0, 0.006, threads=2), sample("torch-fp32", 0, 0.050, threads=2)]
+    rows += [sample("sparselane", 0, 0.02, shape="1x8, one by one"), sample("sparselane", 0, 0.012, sparsity=0.7)]
+    rows.append(sample("deepsparse-int8", 0, 0, status="absent", reason="not installed"))
+    write_rows(tmp_path / "models.csv", rows)
+    write_rows(tmp_path / "idle.csv", [{"engine": "sparselane", "idle_share": 0.001}])
+    sizes = {"model": "bert-large", "resident_bytes": 158e6}
+    write_rows(tmp_path / "footprint.csv", [sizes | {"what": "engine", "round": 0, "seconds": 0.8}])
+    write_rows(tmp_path / "ceilings.csv", [{"limit": "read 24 KiB", "per_second": 1.2e11}])
+    kernels = [
+        KERNEL | {"format": name, "density": density, "wanted_density": density, "tiles": 4}
+        for name in ("survivors", "dense")
+        for density in (0.1, 0.3)
+    ]
+    broken = OTHER | {"format": "blocks_1x4", "density": 0.1, "wanted_density": 0.1, "tiles": 1, "status": "mismatch"}
+    write_rows(tmp_path / "kernels.csv", [*kernels, broken])
+    load = {"workload": "qa", "share": 0.5, "offered_rate": 10, "answered_rate": 10, "requests": 80, "errors": 0}
+    write_rows(tmp_path / "http.csv", [load | {"p50_s": 0.01, "p90_s": 0.02, "p99_s": "", "error_kinds": ""}])
+    write_report(tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| tiny | 90 % | 1x8 | 1 | 10.00 | 8.00x |" in text
+    assert "sparselane 1.67x, torch-fp32 1.60x" in text
+    assert "| tiny | 1x8 | 1 | 2.00x |" in text
+    assert "* deepsparse-int8, 1 cases: absent: not installed" in text
+    assert "| bert-large | engine | 0.80 (0.80 to 0.80) | 1.5 | 158 | 250 |" in text
+    assert "mismatch" in text
+    for name in ("headline", "sparsity", "crossover", "http"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+        assert f"![{name}]({name}.png)" in text
+    assert not list(tmp_path.glob("*.unfinished"))
