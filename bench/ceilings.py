@@ -30,12 +30,16 @@ def measure_ceilings() -> dict[str, float]:
     return measured
 
 
-def int8_peak(ceilings: dict[str, float], isa: str) -> float | None:
-    """Return the products per second that an instruction set could reach at most; None where not measured."""
-    names = {
-        "avx2": "int8 maddubs+madd+add, 256 bit",
-        "avx-vnni": "int8 dpbusd, 256 bit",
-        "avx512-vnni": "int8 dpbusd, 512 bit",
-        "neon-dot": "int8 sdot, 128 bit",
-    }
-    return ceilings.get(names.get(isa.replace("_", "-"), ""))
+def step_limit(ceilings: dict[str, float], isa: str, name: str) -> float | None:
+    """Return the products per second that the inner step of a format could reach at most; None where not measured.
+
+    For survivors: the step in registers, unpacks included. Formats that unpack less are set against the dot products alone.
+    """
+    instructions = {
+        "avx2": "maddubs+madd+add, 256 bit",
+        "avx-vnni": "dpbusd, 256 bit",
+        "avx512-vnni": "dpbusd, 512 bit",
+        "neon-dot": "sdot, 128 bit",
+    }.get(isa.replace("_", "-"), "")
+    kind = "survivors step," if name == "survivors" and isa != "neon-dot" else "int8"
+    return ceilings.get(f"{kind} {instructions}")

@@ -7,7 +7,7 @@ import numpy as np
 
 import engine
 from bench import kernel_products
-from bench.ceilings import int8_peak
+from bench.ceilings import step_limit
 from bench.kernel_products import CROSSOVER_MATRIX, LANES
 
 # Rows x columns of the matrices of BERT-Base (attention, ffn_in, ffn_out), BERT-Large and MiniLM.
@@ -56,7 +56,7 @@ def measure(ceilings: dict[str, float], repeats: int, *, quick: bool, progress: 
             # One untimed product warms caches and branch predictor.
             seconds = kernel_products.time_product(isa, name, weights, tiles, repeats + 1)[1:]
             best = min(seconds)
-            peak = int8_peak(ceilings, isa)
+            limit = step_limit(ceilings, isa, name)
             products = survivors * tiles * LANES
             row |= {
                 "best_s": best,
@@ -64,6 +64,6 @@ def measure(ceilings: dict[str, float], repeats: int, *, quick: bool, progress: 
                 "products_per_s": products / best,
                 "bytes_moved": kernel_products.bytes_moved(name, weights, tiles),
                 "bytes_per_s": kernel_products.bytes_moved(name, weights, tiles) / best,
-                "share_of_peak": products / best / peak if peak else "",
+                "share_of_limit": products / best / limit if limit else "",
             }
         yield row
