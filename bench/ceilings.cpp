@@ -89,31 +89,31 @@ void fma512(std::int64_t rounds) {
         }
 }
 #endif
-// The inner step of an unstructured product with everything in registers: four columns interleaved by eight unpacks, then
-// multiplied. Loads, addresses and loops come on top of it in the real one. Two sets of sums hide the latency; they are
-// single variables, because GCC stores an array's at every step.
-#define STEP(bits, dot, s0, s1, s2, s3)                                                              \
-    do {                                                                                             \
-        asm volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d));                                       \
+// The inner step of an unstructured product with everything in registers: four columns interleaved by eight unpacks,
+// then multiplied. Loads, addresses and loops come on top of it in the real one. Two sets of sums hide the latency;
+// they are single variables, because GCC stores an array's at every step.
+#define STEP(bits, dot, s0, s1, s2, s3)                                                                 \
+    do {                                                                                                \
+        asm volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d));                                          \
         const auto ab_low = _mm##bits##_unpacklo_epi8(a, b), ab_high = _mm##bits##_unpackhi_epi8(a, b); \
         const auto cd_low = _mm##bits##_unpacklo_epi8(c, d), cd_high = _mm##bits##_unpackhi_epi8(c, d); \
-        dot(s0, _mm##bits##_unpacklo_epi16(ab_low, cd_low));                                         \
-        dot(s1, _mm##bits##_unpackhi_epi16(ab_low, cd_low));                                         \
-        dot(s2, _mm##bits##_unpacklo_epi16(ab_high, cd_high));                                       \
-        dot(s3, _mm##bits##_unpackhi_epi16(ab_high, cd_high));                                       \
+        dot(s0, _mm##bits##_unpacklo_epi16(ab_low, cd_low));                                            \
+        dot(s1, _mm##bits##_unpackhi_epi16(ab_low, cd_low));                                            \
+        dot(s2, _mm##bits##_unpacklo_epi16(ab_high, cd_high));                                          \
+        dot(s3, _mm##bits##_unpackhi_epi16(ab_high, cd_high));                                          \
     } while (false)
-#define STEPS(name, type, bits, dot)                                                 \
-    void name(std::int64_t rounds) {                                                 \
-        type a = _mm##bits##_set1_epi8(3), b = a, c = a, d = a;                      \
-        type s0{}, s1{}, s2{}, s3{}, t0{}, t1{}, t2{}, t3{};                         \
-        const type w = _mm##bits##_set1_epi8(1), ones = _mm##bits##_set1_epi16(1);   \
-        for (std::int64_t r = 0; r < rounds; ++r) {                                  \
-            STEP(bits, dot, s0, s1, s2, s3);                                         \
-            STEP(bits, dot, t0, t1, t2, t3);                                         \
-        }                                                                            \
-        asm volatile("" : "+v"(s0), "+v"(s1), "+v"(s2), "+v"(s3));                   \
-        asm volatile("" : "+v"(t0), "+v"(t1), "+v"(t2), "+v"(t3));                   \
-        (void)ones;                                                                  \
+#define STEPS(name, type, bits, dot)                                               \
+    void name(std::int64_t rounds) {                                               \
+        type a = _mm##bits##_set1_epi8(3), b = a, c = a, d = a;                    \
+        type s0{}, s1{}, s2{}, s3{}, t0{}, t1{}, t2{}, t3{};                       \
+        const type w = _mm##bits##_set1_epi8(1), ones = _mm##bits##_set1_epi16(1); \
+        for (std::int64_t r = 0; r < rounds; ++r) {                                \
+            STEP(bits, dot, s0, s1, s2, s3);                                       \
+            STEP(bits, dot, t0, t1, t2, t3);                                       \
+        }                                                                          \
+        asm volatile("" : "+v"(s0), "+v"(s1), "+v"(s2), "+v"(s3));                 \
+        asm volatile("" : "+v"(t0), "+v"(t1), "+v"(t2), "+v"(t3));                 \
+        (void)ones;                                                                \
     }
 #if defined(__AVX2__)
 #define MADDUBS(s, x) s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), ones))

@@ -33,7 +33,7 @@ def measure_ceilings() -> dict[str, float]:
 def step_limit(ceilings: dict[str, float], isa: str, name: str) -> float | None:
     """Return the products per second that the inner step of a format could reach at most; None where not measured.
 
-    For survivors: the step in registers, unpacks included. Formats that unpack less are set against the dot products alone.
+    For survivors: the step in registers, unpacks included. Formats that unpack less: the dot products alone.
     """
     instructions = {
         "avx2": "maddubs+madd+add, 256 bit",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -58,6 +59,7 @@ def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
     call with the same arguments goes on. Raises TrainingError when the loss is not finite.
     """
     training = stage.training
+    AcceleratorState._reset_state()  # accelerate keeps the first precision for ever; ours belongs to the stage
     accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not torch.cuda.is_available())
     lengths = [len(window.ids) for window in stage.windows]
     plan = plan_batches(lengths, training.batch_size, training.epochs, stage.seed)

@@ -89,9 +89,9 @@ struct Input {
             }
             const int first = tile / kernels.tiles * kernels.tiles, together = std::min(kernels.tiles, tiles - first);
             for (std::size_t column = 0; column < size(columns); ++column)
-                std::copy_n(from + column * kLanes, kLanes,
-                            bytes.data() + size(first) * plain +
-                                (column * size(together) + size(tile - first)) * kLanes);
+                std::copy_n(
+                    from + column * kLanes, kLanes,
+                    bytes.data() + size(first) * plain + (column * size(together) + size(tile - first)) * kLanes);
         }
     }
     Buffer<std::uint8_t> bytes;
@@ -143,8 +143,7 @@ std::vector<double> time_product(const std::string& isa, const In<std::int8_t, 2
     const nb::gil_scoped_release release;
     for (int i = 0; i < repeats; ++i) {
         const auto began = std::chrono::steady_clock::now();
-        multiply_all(kernels, packed, input, tiles,
-                     [&](int, int, int, const std::int32_t* sums) { kept += sums[0]; });
+        multiply_all(kernels, packed, input, tiles, [&](int, int, int, const std::int32_t* sums) { kept += sums[0]; });
         seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
     }
     if (kept == INT64_MIN) throw nb::value_error("unreachable");

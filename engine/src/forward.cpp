@@ -73,7 +73,9 @@ private:
         for (auto* buffer : {&work_.x, &work_.query, &work_.key, &work_.value, &work_.context}) buffer->reserve(narrow);
         work_.wide.reserve(wide);
         work_.quantized.reserve(std::max(narrow, wide));
-        if (model_.any_quads) work_.quads.reserve(std::max(quad_bytes(a_.hidden) * size(tiles_), quad_bytes(a_.ffn) * size(std::min(tiles_, kFfnTiles))));
+        if (model_.any_quads)
+            work_.quads.reserve(
+                std::max(quad_bytes(a_.hidden) * size(tiles_), quad_bytes(a_.ffn) * size(std::min(tiles_, kFfnTiles))));
         work_.scales.reserve(size(tiles_) * kLanes);
         work_.zeros.reserve(size(tiles_) * kLanes);
         work_.logits.reserve(tile_floats(a_.labels) * size(tiles_));

@@ -18,8 +18,8 @@ namespace sparselane {
 inline constexpr int kMostTiles = 2;
 inline constexpr int kMostQueryGroups = 6;
 
-// The input of a product: the uint8 levels of `tiles` tiles, x[columns][32 * tiles], so that a column of two tiles is one
-// cache line; or, where the format wants quads, x[tile][columns / 4][32][4].
+// The input of a product: the uint8 levels of `tiles` tiles, x[columns][32 * tiles], so that a column of two tiles is
+// one cache line; or, where the format wants quads, x[tile][columns / 4][32][4].
 struct ProductInput {
     const std::uint8_t* x;    // aligned to 64 bytes
     std::size_t tile_stride;  // bytes from a tile's quads to the next's
@@ -58,20 +58,23 @@ struct Kernels {
     // `python -m bench kernel` measures them again.
     std::array<float, kFormats> costs;
 
-    // sums[tile][kRowBlock][32] = rows [first, first + count) of w times x, exact; one function for each format. `first`
-    // is a multiple of kRowBlock, `count` at most kRowBlock; rows up to the next multiple of kPanel are overwritten too.
-    std::array<void (*)(const PackedMatrix& w, int first, int count, const ProductInput& x, std::int32_t* sums), kFormats>
+    // sums[tile][kRowBlock][32] = rows [first, first + count) of w times x, exact; one function for each format.
+    // `first` is a multiple of kRowBlock, `count` at most kRowBlock; rows up to the next multiple of kPanel are
+    // overwritten too.
+    std::array<void (*)(const PackedMatrix& w, int first, int count, const ProductInput& x, std::int32_t* sums),
+               kFormats>
         products;
 
-    // quads[ceil(features / 4)][32][4] from q[features][32], its rows `stride` bytes apart; features beyond the last are 0.
+    // quads[ceil(features / 4)][32][4] from q[features][32], its rows `stride` bytes apart; features beyond the last
+    // are 0.
     void (*interleave)(const std::uint8_t* q, int stride, int features, std::uint8_t* quads);
 
-    // y[r][32] = activation((row scale * token scale) * (sum - zero * row sum) + bias (+ residual[r][32] unless null)), with
-    // none or gelu as activation; residual may be y.
+    // y[r][32] = activation((row scale * token scale) * (sum - zero * row sum) + bias (+ residual[r][32] unless null)),
+    // with none or gelu as activation; residual may be y.
     Dequantize dequantize, dequantize_gelu;
 
-    // q[features][32], its rows `stride` bytes apart, and one scale and zero point per token, from x[features][32]; lanes
-    // of `groups` groups from x on.
+    // q[features][32], its rows `stride` bytes apart, and one scale and zero point per token, from x[features][32];
+    // lanes of `groups` groups from x on.
     void (*quantize)(const float* x, int features, int groups, std::uint8_t* q, int stride, float* scales,
                      std::int32_t* zeros);
 
@@ -98,14 +101,13 @@ inline constexpr float kErf[] = {0.25710389f,    -0.128343955f,   0.0954712108f,
                                  -0.0518837757f, 0.0400591604f,   -0.0307466034f, 0.0228503998f,  -0.0125852302f,
                                  0.00495084841f, -0.00503662601f, 0.00518446229f, -0.00182341808f};
 
-// exp(x) for kExpEnd <= x <= 0: Taylor terms for |r| <= ln(2) / 2, whose remainder is below 6e-9; ln 2 in two parts, the
-// first of 15 bits, so that its product with a whole number is exact.
+// exp(x) for kExpEnd <= x <= 0: Taylor terms for |r| <= ln(2) / 2, whose remainder is below 6e-9; ln 2 in two parts,
+// the first of 15 bits, so that its product with a whole number is exact.
 inline constexpr float kExpEnd = -87.0f;
 inline constexpr float kLog2E = 1.44269504f;
 inline constexpr float kLn2High = 0.693145752f;
 inline constexpr float kLn2Low = 1.42860677e-6f;
-inline constexpr float kExp[] = {1.0f,      1.0f,       1.0f / 2,   1.0f / 6,
-                                 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
+inline constexpr float kExp[] = {1.0f, 1.0f, 1.0f / 2, 1.0f / 6, 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
 
 const Kernels& reference_kernels();
 #ifdef SPARSELANE_AVX2

@@ -1,5 +1,5 @@
-// The kernels for AVX-512 with VNNI (and F, BW, DQ, VL): a tile is two float registers, and a product takes two tiles at
-// once, because a byte register holds 64 tokens.
+// The kernels for AVX-512 with VNNI (and F, BW, DQ, VL): a tile is two float registers, and a product takes two tiles
+// at once, because a byte register holds 64 tokens.
 #include "kernels_ymm.h"
 
 namespace sparselane {
@@ -41,9 +41,7 @@ struct Vector16 {
     static F if_zero(F x, F y) {
         return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_EQ_OQ), x, y);
     }
-    static F if_greater(F a, F b, F x, F y) {
-        return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
-    }
+    static F if_greater(F a, F b, F x, F y) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x); }
     static F zero_if_less(F a, F b, F x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x); }
 
     template <std::size_t N>
@@ -97,8 +95,8 @@ struct FromQuads {
     static void load(const ProductInput& input, std::size_t offset, __m512i (&x)[2 * T]) {
         for (int tile = 0; tile < T; ++tile)
             for (int half = 0; half < 2; ++half)
-                x[2 * tile + half] =
-                    load_tokens(input.x + static_cast<std::size_t>(tile) * input.tile_stride + offset + 64 * static_cast<std::size_t>(half));
+                x[2 * tile + half] = load_tokens(input.x + static_cast<std::size_t>(tile) * input.tile_stride + offset +
+                                                 64 * static_cast<std::size_t>(half));
     }
     template <int T>
     static void store(const Sums<T>& s, std::int32_t* sums) {
@@ -218,12 +216,12 @@ void multiply_blocks_1x4(const PackedMatrix& w, int first, int count, const Prod
 
 void multiply_blocks_4x1(const PackedMatrix& w, int first, int count, const ProductInput& x, std::int32_t* sums) {
     (x.tiles == 2 ? multiply_panels<2, FromColumns, false> : multiply_panels<1, FromColumns, false>)(w, first, count, x,
-                                                                                                    sums);
+                                                                                                     sums);
 }
 
 void multiply_dense(const PackedMatrix& w, int first, int count, const ProductInput& x, std::int32_t* sums) {
     (x.tiles == 2 ? multiply_panels<2, FromQuads, true> : multiply_panels<1, FromQuads, true>)(w, first, count, x,
-                                                                                              sums);
+                                                                                               sums);
 }
 
 }  // namespace

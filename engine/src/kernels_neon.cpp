@@ -30,9 +30,7 @@ struct Vector4 {
     static F fnma(F a, F b, F c) { return vfmsq_f32(c, a, b); }
     static F round(F a) { return vrndnq_f32(a); }
     // The conversion alone would saturate, and make 0 of what is no number: here it is INT32_MIN, as everywhere.
-    static I to_int(F a) {
-        return vbslq_s32(vcaltq_f32(a, set(2147483648.0f)), vcvtnq_s32_f32(a), set_int(INT32_MIN));
-    }
+    static I to_int(F a) { return vbslq_s32(vcaltq_f32(a, set(2147483648.0f)), vcvtnq_s32_f32(a), set_int(INT32_MIN)); }
     static F to_float(I a) { return vcvtq_f32_s32(a); }
     static I add_int(I a, I b) { return vaddq_s32(a, b); }
     static I sub_int(I a, I b) { return vsubq_s32(a, b); }

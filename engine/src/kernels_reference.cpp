@@ -51,7 +51,8 @@ void interleave(const std::uint8_t* q, int stride, int features, std::uint8_t* q
         for (int t = 0; t < kLanes; ++t) quads[(f / kQuad * kLanes + t) * kQuad + f % kQuad] = q[f * stride + t];
 }
 
-// ---- Between integers and floats, GELU ------------------------------------------------------------------------------------
+// ---- Between integers and floats, GELU
+// ------------------------------------------------------------------------------------
 
 float gelu(float x) {
     if (std::abs(x) > kErfEnd) return std::max(0.0f, x);
@@ -99,7 +100,8 @@ void quantize(const float* x, int features, int groups, std::uint8_t* q, int str
     }
 }
 
-// ---- LayerNorm ---------------------------------------------------------------------------------------------------------
+// ---- LayerNorm
+// ---------------------------------------------------------------------------------------------------------
 
 void layer_norm(float* x, int features, int groups, const float* weight, const float* bias, float epsilon) {
     const auto count = static_cast<float>(features);
@@ -162,7 +164,8 @@ void attention(const AttentionBlock& b, float* scratch) {
         float* context = b.context + static_cast<std::size_t>(lane / kLanes) * b.tile_stride + lane % kLanes;
         for (int d = 0; d < b.head_size; ++d) {
             float sum = 0;
-            for (int k = 0; k < b.length; ++k) sum = std::fma(scratch[k * lanes + t], at(b.value, b.first_lane + k, d), sum);
+            for (int k = 0; k < b.length; ++k)
+                sum = std::fma(scratch[k * lanes + t], at(b.value, b.first_lane + k, d), sum);
             context[d * kLanes] = sum * inverse[t];
         }
     }
@@ -175,8 +178,9 @@ void dense(const float* w, const float* bias, int rows, int columns, const float
         for (int t = 0; t < groups * kGroup; ++t) {
             float sum = 0;
             for (int c = 0; c < columns; ++c)
-                sum = std::fma(w[static_cast<std::size_t>(r) * static_cast<std::size_t>(columns) + static_cast<std::size_t>(c)],
-                               x[c * kLanes + t], sum);
+                sum = std::fma(
+                    w[static_cast<std::size_t>(r) * static_cast<std::size_t>(columns) + static_cast<std::size_t>(c)],
+                    x[c * kLanes + t], sum);
             y[r * kLanes + t] = sum + bias[r];
         }
 }

@@ -1,16 +1,16 @@
-// The float kernels, written once for vectors of any width. Included by the kernels_<isa>.cpp files alone, each of which
-// defines its vector class first; everything is in an unnamed namespace, because the same template compiled with other
-// flags is another function, and the linker must never take one for the other.
+// The float kernels, written once for vectors of any width. Included by the kernels_<isa>.cpp files alone, each of
+// which defines its vector class first; everything is in an unnamed namespace, because the same template compiled with
+// other flags is another function, and the linker must never take one for the other.
 //
 // Every operation of a lane is an IEEE operation in the order of kernels_reference.cpp, fused where std::fma stands
 // there. That is why all instruction sets give the same bits.
 //
-// A vector class V offers: F (floats) and I (int32) of `lanes` lanes; load, store, set, load_int, store_int, set_int; add,
-// sub, mul, div, sqrt, min, max (the second operand if one is no number); fma(a, b, c) = a b + c; fnma(a, b, c) = c - a b;
-// round (halves to even), to_int (the same), to_float, add_int, sub_int, mul_int, clamp_int; power_of_two(n) = 2^n for a
-// whole n in -126..127; if_zero(x, y) = x == 0 ? y : x; if_greater(a, b, x, y) = a > b ? x : y; zero_if_less(a, b, x) =
-// a < b ? 0 : x; store_bytes(q, levels[N]): levels clipped to 0..255; and `keys`, `features`: how many sums per query
-// vector the registers hold besides three query vectors (or 24 query lanes) of operands.
+// A vector class V offers: F (floats) and I (int32) of `lanes` lanes; load, store, set, load_int, store_int, set_int;
+// add, sub, mul, div, sqrt, min, max (the second operand if one is no number); fma(a, b, c) = a b + c; fnma(a, b, c) =
+// c - a b; round (halves to even), to_int (the same), to_float, add_int, sub_int, mul_int, clamp_int; power_of_two(n) =
+// 2^n for a whole n in -126..127; if_zero(x, y) = x == 0 ? y : x; if_greater(a, b, x, y) = a > b ? x : y;
+// zero_if_less(a, b, x) = a < b ? 0 : x; store_bytes(q, levels[N]): levels clipped to 0..255; and `keys`, `features`:
+// how many sums per query vector the registers hold besides three query vectors (or 24 query lanes) of operands.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,8 @@
 namespace sparselane {
 namespace {
 
-// ---- Between integers and floats, GELU ------------------------------------------------------------------------------------
+// ---- Between integers and floats, GELU
+// ------------------------------------------------------------------------------------
 
 template <class V>
 inline typename V::F gelu(typename V::F x) {
@@ -45,8 +46,7 @@ void dequantize(const PackedMatrix& w, int first, int count, const std::int32_t*
         const auto row_sum = V::set_int(w.row_sums[r]);
         const auto row_scale = V::set(w.scales[r]), bias = V::set(w.biases[r]);
         for (int lane = 0; lane < kLanes; lane += V::lanes) {
-            const auto exact =
-                V::sub_int(V::load_int(sums + lane), V::mul_int(V::load_int(zeros + lane), row_sum));
+            const auto exact = V::sub_int(V::load_int(sums + lane), V::mul_int(V::load_int(zeros + lane), row_sum));
             const auto scale = V::mul(row_scale, V::load(scales + lane));
             auto value = V::add(V::mul(scale, V::to_float(exact)), bias);
             if (residual != nullptr) value = V::add(value, V::load(residual + lane));
@@ -84,13 +84,16 @@ void quantize_vectors(const float* x, int features, std::uint8_t* q, int stride,
 
 // V works on whole tiles, Small on single groups of 8 lanes; the instructions, and so the bits, are of one kind.
 template <class V, class Small>
-void quantize(const float* x, int features, int groups, std::uint8_t* q, int stride, float* scales, std::int32_t* zeros) {
+void quantize(const float* x, int features, int groups, std::uint8_t* q, int stride, float* scales,
+              std::int32_t* zeros) {
     if (groups == kGroups) return quantize_vectors<V, kLanes / V::lanes>(x, features, q, stride, scales, zeros);
     for (int lane = 0; lane < groups * kGroup; lane += kGroup)
-        quantize_vectors<Small, kGroup / Small::lanes>(x + lane, features, q + lane, stride, scales + lane, zeros + lane);
+        quantize_vectors<Small, kGroup / Small::lanes>(x + lane, features, q + lane, stride, scales + lane,
+                                                       zeros + lane);
 }
 
-// ---- LayerNorm -------------------------------------------------------------------------------------------------------
+// ---- LayerNorm
+// -------------------------------------------------------------------------------------------------------
 
 template <class V, int N>
 void layer_norm_vectors(float* x, int features, const float* weight, const float* bias, float epsilon) {
@@ -209,8 +212,7 @@ inline void mix_values(const AttentionBlock& b, int first_feature, const float* 
     }
     for (int d = 0; d < D; ++d) {
         float mixed[N * V::lanes];
-        for (int n = 0; n < N; ++n)
-            V::store(mixed + n * V::lanes, V::mul(sums[d][n], V::load(inverse + n * V::lanes)));
+        for (int n = 0; n < N; ++n) V::store(mixed + n * V::lanes, V::mul(sums[d][n], V::load(inverse + n * V::lanes)));
         for (int g = 0; g < b.groups; ++g) {  // the last vector may be wider than the block
             const int lane = b.first_query + g * kGroup;
             std::memcpy(b.context + (lane / kLanes) * b.tile_stride + (first_feature + d) * kLanes + lane % kLanes,

@@ -48,7 +48,8 @@ struct Vector8 {
 
     // to_int gives INT32_MIN for what is no number; the saturating packs then make it 0, and clip everything else.
     static void store_bytes(std::uint8_t* q, const I (&levels)[4]) {
-        const __m256i first = _mm256_packs_epi32(levels[0], levels[1]), second = _mm256_packs_epi32(levels[2], levels[3]);
+        const __m256i first = _mm256_packs_epi32(levels[0], levels[1]),
+                      second = _mm256_packs_epi32(levels[2], levels[3]);
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undoes the packs' work in 128-bit halves
         const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), bytes);
@@ -80,7 +81,8 @@ private:
 };
 
 // The 32 tokens of four columns, interleaved so that the four values of a token are neighbours. The unpacks work within
-// 128-bit halves: part 0 holds tokens 0-3 and 16-19, part 1 4-7 and 20-23, part 2 8-11 and 24-27, part 3 12-15 and 28-31.
+// 128-bit halves: part 0 holds tokens 0-3 and 16-19, part 1 4-7 and 20-23, part 2 8-11 and 24-27, part 3 12-15 and
+// 28-31.
 struct Gathered {
     __m256i ab_low, ab_high, cd_low, cd_high;
 
@@ -144,7 +146,7 @@ void multiply_blocks_1x4(const PackedMatrix& w, int first, int count, const Prod
     for (int row = first; row < first + count; ++row) {
         std::int32_t* to = row_sums(w, row, sums);
         __m256i s[2][4] = {};  // two sets, so that a sum need not wait for the one before
-        const auto add = [&](std::size_t step, __m256i (&set)[4]) {
+        const auto add = [&](std::size_t step, __m256i(&set)[4]) {
             const std::uint8_t* x = input.x + std::size_t{8} * w.offsets[step];
             const __m256i weights = broadcast_quad(w.weights.data() + kQuad * step);
             for (int i = 0; i < 4; ++i) set[i] = Dot::add(set[i], load_lanes(x + 32 * i), weights);

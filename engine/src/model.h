@@ -67,7 +67,8 @@ struct Model {
     int rows(Matrix matrix) const;
     int columns(Matrix matrix) const;
 
-    // Decodes, chooses a format for and packs the six matrices of a layer on the pool. Throws what pack() throws, with the matrix's name.
+    // Decodes, chooses a format for and packs the six matrices of a layer on the pool. Throws what pack() throws, with
+    // the matrix's name.
     void load_matrices(int layer, std::span<const MatrixSource> sources);
 
     Architecture architecture;
@@ -77,7 +78,7 @@ struct Model {
     Norm embedding_norm;
     std::vector<Layer> layers;
     Dense head_dense, head_output;
-    Workspace workspace;  // guarded by the pool's lease
+    Workspace workspace;     // guarded by the pool's lease
     bool any_quads = false;  // some matrix reads its input interleaved by quads
     bool embeddings_loaded = false;
     bool head_loaded = false;

@@ -1,6 +1,6 @@
-// What a program needs to run on 64-bit Arm Linux, or in an emulator that knows two of its system calls, with no library
-// at all: a start, a heap, and the few functions that compilers and the kernels call. With it a cross compiler's headers
-// are enough to build compare.cpp, and any emulator of the instructions to run it.
+// What a program needs to run on 64-bit Arm Linux, or in an emulator that knows two of its system calls, with no
+// library at all: a start, a heap, and the few functions that compilers and the kernels call. With it a cross
+// compiler's headers are enough to build compare.cpp, and any emulator of the instructions to run it.
 #include <unistd.h>
 
 #include <cstddef>

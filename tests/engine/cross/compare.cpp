@@ -1,5 +1,6 @@
 // Runs every function of every table of kernels that is linked in, beside the reference, on the same random inputs, and
-// compares the bytes of everything that either wrote. Prints a line for each function, exits with 1 if any byte differs.
+// compares the bytes of everything that either wrote. Prints a line for each function, exits with 1 if any byte
+// differs.
 //
 // Needs no more than a heap and write(), so that it also runs in an emulator without an operating system (bare.cpp).
 #include <unistd.h>
@@ -107,7 +108,8 @@ public:
 
     bool all() {
         for (std::size_t format = 0; format < kFormats; ++format) products(static_cast<Format>(format));
-        interleave(), dequantize("dequantize", &Kernels::dequantize), dequantize("dequantize_gelu", &Kernels::dequantize_gelu), gelu();
+        interleave(), dequantize("dequantize", &Kernels::dequantize),
+            dequantize("dequantize_gelu", &Kernels::dequantize_gelu), gelu();
         quantize(), no_numbers(), layer_norm(), softmax(), attention(), dense();
         return same_;
     }
@@ -135,7 +137,8 @@ private:
         compare(pair.expected.data(), pair.ours.data(), pair.count * sizeof(T));
     }
 
-    // A random matrix: each row has survivors with a probability of its own around `density`, about one in five has none.
+    // A random matrix: each row has survivors with a probability of its own around `density`, about one in five has
+    // none.
     Survivors random_matrix(int rows, int columns, float density) {
         Survivors s{rows, columns, {0}, {}, {}};
         for (int row = 0; row < rows; ++row) {
@@ -215,7 +218,7 @@ private:
         end();
     }
 
-    void dequantize(const char* name, Dequantize Kernels::*function) {
+    void dequantize(const char* name, Dequantize Kernels::* function) {
         begin(name);
         for (const int rows : {1, 2, 31, 64, 70})
             for (const int kind : {0, 1, 2}) {  // no residual, one of its own, the output itself
@@ -230,8 +233,8 @@ private:
                     Pair<float> y(tile(kRowBlock), random_);
                     const auto run = [&](const Kernels& kernels, float* to) {
                         const float* added = kind == 0 ? nullptr : kind == 1 ? residual.ours.data() : to;
-                        (kernels.*function)(w, first, std::min(kRowBlock, rows - first), sums.ours.data(), scales.data(),
-                                            zeros.ours.data(), added, to);
+                        (kernels.*function)(w, first, std::min(kRowBlock, rows - first), sums.ours.data(),
+                                            scales.data(), zeros.ours.data(), added, to);
                     };
                     run(reference_, y.expected.data()), run(ours_, y.ours.data());
                     compare(y);
@@ -311,14 +314,15 @@ private:
         w.scales = {1.0f}, w.biases = {0.0f};
         const std::vector<std::int32_t> ones(kLanes, 1), zeros(kLanes, 0);
         const float infinity = std::numeric_limits<float>::infinity();
-        const float special[] = {0.0f,  -0.0f,   5.5f,     -5.5f,     1e-30f,    std::nextafter(5.5f, 6.0f),
+        const float special[] = {0.0f,  -0.0f,  5.5f,   -5.5f,   1e-30f,   std::nextafter(5.5f, 6.0f),
                                  3e38f, -3e38f, 1e-42f, -1e-42f, infinity, -infinity};
         for (int round = 0; round < 100; ++round) {
             Pair<float> x(kLanes, random_), y(kLanes, random_);
             x.fill([&](std::size_t i) {
                 return round == 0 && i < std::size(special) ? special[i] : random_.around(0, 4);
             });
-            reference_.dequantize_gelu(w, 0, 1, ones.data(), x.expected.data(), zeros.data(), nullptr, y.expected.data());
+            reference_.dequantize_gelu(w, 0, 1, ones.data(), x.expected.data(), zeros.data(), nullptr,
+                                       y.expected.data());
             ours_.dequantize_gelu(w, 0, 1, ones.data(), x.ours.data(), zeros.data(), nullptr, y.ours.data());
             compare(y);
         }
@@ -367,9 +371,15 @@ private:
         Pair<float> scratch(attention_scratch(head_size, length), random_);
         for (int groups = 1, lane = first_lane; lane < end; groups = groups % ours_.query_groups + 1) {
             const int taken = std::min(groups, (end - lane) / kGroup);
-            AttentionBlock block{query.ours.data(),        key.ours.data(), value.ours.data(),
-                                 context.expected.data(),  stride,          head_size,
-                                 first_lane,               length,          lane,
+            AttentionBlock block{query.ours.data(),
+                                 key.ours.data(),
+                                 value.ours.data(),
+                                 context.expected.data(),
+                                 stride,
+                                 head_size,
+                                 first_lane,
+                                 length,
+                                 lane,
                                  taken};
             reference_.attention(block, scratch.expected.data());
             block.context = context.ours.data();
@@ -396,7 +406,8 @@ private:
                     const auto w = random_floats(rows * columns, random_), bias = random_floats(rows, random_);
                     const Pair<float> x(tile(columns), random_);
                     Pair<float> y(tile(rows), random_);
-                    reference_.dense(w.data(), bias.data(), rows, columns, x.expected.data(), groups, y.expected.data());
+                    reference_.dense(w.data(), bias.data(), rows, columns, x.expected.data(), groups,
+                                     y.expected.data());
                     ours_.dense(w.data(), bias.data(), rows, columns, x.ours.data(), groups, y.ours.data());
                     compare(y);
                 }
