@@ -125,7 +125,7 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
 
 
 def _footprints(options: argparse.Namespace, conversions: Conversions) -> Iterable[dict[str, Any]]:
-    models = ("minilm",) if options.quick else ("bert-base", "bert-large")
+    models = ("minilm",) if options.quick else ("bert-base", "distilbert", "bert-large")
     for model in (name for name in models if not options.models or name in options.models):
         try:
             artifact = conversions.path(model, 0.9, "artifact")

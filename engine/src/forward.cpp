@@ -13,6 +13,9 @@ namespace {
 constexpr int kFfnTiles = 4;
 static_assert(kFfnTiles % kMostTiles == 0);
 
+// Tokens of a large batch that go through the encoder together: 5 x 1.5 MB of float activations in BERT-Base.
+constexpr std::size_t kPartTokens = 512;
+
 std::size_t size(int value) { return static_cast<std::size_t>(value); }
 
 int ceil_divide(int value, int by) { return (value + by - 1) / by; }
@@ -340,7 +343,22 @@ std::size_t logit_rows(const Model& model, const Batch& batch) {
 }
 
 void forward(Model& model, const Batch& batch, float* logits, float* hidden) {
-    Forward(model, batch).run(logits, hidden);
+    if (hidden != nullptr) return Forward(model, batch).run(logits, hidden);
+    // A large batch goes through the whole encoder in parts: its activations stay in the caches, and the weights, which
+    // come once for every part, are little beside them. No lane depends on another, so neither do the bits.
+    for (std::size_t first = 0, token = 0; first < batch.lengths.size();) {
+        std::size_t count = 0, tokens = 0;
+        do {
+            tokens += size(batch.lengths[first + count]);
+            ++count;
+        } while (first + count < batch.lengths.size() && tokens + size(batch.lengths[first + count]) <= kPartTokens);
+        const Batch part{batch.tokens.subspan(token, tokens), batch.lengths.subspan(first, count),
+                         batch.types.empty() ? batch.types : batch.types.subspan(token, tokens)};
+        Forward(model, part).run(logits, nullptr);
+        logits += logit_rows(model, part) * size(model.architecture.labels);
+        first += count;
+        token += tokens;
+    }
 }
 
 }  // namespace sparselane

@@ -148,6 +148,13 @@ def test_more_sequences_than_lanes(artifact: Path) -> None:
     np.testing.assert_array_equal(model.forward(*arguments), one_by_one(model, *arguments))
 
 
+def test_a_batch_of_more_than_one_part(artifact: Path) -> None:
+    """Parts hold 512 tokens: here three, the last sequence of one not fitting any more."""
+    model = load(artifact, threads=2)
+    arguments = batch(8, [100, 100, 100, 100, 90, 60, 100, 100, 100, 100, 1, 100, 100, 100, 100, 100, 99], model)
+    np.testing.assert_array_equal(model.forward(*arguments), one_by_one(model, *arguments))
+
+
 def test_the_order_of_sequences_is_nothing(qa: Path) -> None:
     model = load(qa)
     ids, lengths, types = batch(4, [30, 7], model)
