@@ -1,7 +1,6 @@
 """The `sparselane` command: serve, predict, inspect."""
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -13,11 +12,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from service.errors import ServiceError, StartupError, nearest
-from service.settings import load_settings
-
-# The exit code of a command that could not start, as for wrong arguments.
-CANNOT_START = 2
+from service.errors import CANNOT_START, ServiceError, StartupError, nearest
+from service.logs import prepare
+from service.settings import as_environment, load_settings
 
 app = typer.Typer(
     help="Serve sparse, 8-bit BERT models over HTTP.",
@@ -38,14 +35,20 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Answer requests until SIGTERM; every SPARSELANE_* variable that is not an option is in docs/operations.md."""
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "models_dir": models_dir,
+        "threads": threads,
+        "log_level": log_level,
+    }
     try:
-        settings = load_settings(host=host, port=port, models_dir=models_dir, threads=threads, log_level=log_level)
-        _prepare(settings.log_level)
-        from service.server import serve as serve_settings  # slow: not before the settings are known to be right
-
-        serve_settings(settings)
+        load_settings(**given)
     except StartupError as error:
         _fail(str(error))
+    # A process of its own, which keeps our number: 10 MB of command-line libraries would stay in the server for days.
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", "service.server"], {**os.environ, **as_environment(given)})
 
 
 @app.command()
@@ -66,7 +69,7 @@ def predict(
     from service.loading import GoldenError, load_model
     from service.pipeline import TASKS, answer_now
 
-    _prepare("warning")
+    prepare("warning")
     try:
         settings = load_settings(models_dir=models_dir, threads=threads)
         loaded = load_model(_artifact(model, settings.models_dir), settings.threads)
@@ -98,13 +101,6 @@ def inspect(
             table.add_row(f"{section}.{name}", json.dumps(value))
     table.add_row("golden examples", str(len(manifest.golden)))
     Console().print(table)
-
-
-def _prepare(log_level: str) -> None:
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))
-    # The tokenizer's own pool has a thread per CPU of the host, whatever our quota; this is its only switch.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def _artifact(name: str, models_dir: Path) -> Path:

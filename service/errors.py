@@ -24,6 +24,9 @@ from typing import Final, Self
 # Values in error bodies are cut to this many characters: enough to recognise, too few to copy a document back.
 SHOWN_CHARACTERS: Final = 80
 
+# The exit code of a command that could not start, as for wrong arguments.
+CANNOT_START: Final = 2
+
 
 class StartupError(Exception):
     """The command cannot start; the message says what is wrong and what to do."""

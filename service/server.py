@@ -1,9 +1,13 @@
-"""The process around the app: the port, the start, and a stop that loses nothing."""
+"""The process around the app: the port, the start, and a stop that loses nothing.
+
+`python -m service.server` serves with the settings of the environment; `sparselane serve` becomes it.
+"""
 
 import errno
 import logging
 import signal
 import socket
+import sys
 from time import monotonic, perf_counter
 from types import FrameType
 from typing import Final
@@ -12,10 +16,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.errors import StartupError
+from service.errors import CANNOT_START, StartupError
 from service.loading import load_models
+from service.logs import prepare
 from service.middleware import Lifecycle
-from service.settings import Settings
+from service.settings import Settings, load_settings
 
 log = logging.getLogger("sparselane")
 
@@ -83,6 +88,7 @@ def _run(app: FastAPI, listener: socket.socket, settings: Settings, greeting: st
         access_log=False,
         server_header=False,
         lifespan="on",
+        ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.drain_seconds,
     )
@@ -119,3 +125,18 @@ def bind(host: str, port: int) -> socket.socket:
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def main() -> None:
+    """Serve; exit with 2 and a line on stderr where that cannot start."""
+    try:
+        settings = load_settings()
+        prepare(settings.log_level)
+        serve(settings)
+    except StartupError as error:
+        print(f"sparselane: {error}", file=sys.stderr)  # noqa: T201, the log may not be set up
+        sys.exit(CANNOT_START)
+
+
+if __name__ == "__main__":
+    main()

@@ -62,6 +62,11 @@ def load_settings(environment: Mapping[str, str] | None = None, **overrides: Any
         raise StartupError("\n".join(_explained(e["loc"][0], e["msg"], e["input"]) for e in error.errors())) from None
 
 
+def as_environment(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return values that are not None as the environment variables that `load_settings` reads them from."""
+    return {PREFIX + name.upper(): str(value) for name, value in given.items() if value is not None}
+
+
 def _kubernetes_link(name: str) -> bool:
     """A Service named sparselane puts SPARSELANE_SERVICE_HOST and SPARSELANE_PORT_8000_TCP into the pods around it."""
     return name.startswith((PREFIX + "SERVICE_", PREFIX + "PORT_"))

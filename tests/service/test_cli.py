@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,9 +83,10 @@ def test_inspect_says_what_is_wrong(tmp_path: Path) -> None:
 
 def test_what_stops_the_start_is_said_in_a_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*arguments: object) -> str:
-        code, _, error = run("serve", "--host", "127.0.0.1", *arguments)
-        assert code == 2
-        return error
+        command = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2])
+        assert (done.returncode, done.stdout) == (2, "")
+        return done.stderr
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -93,6 +96,11 @@ def test_what_stops_the_start_is_said_in_a_line(folder: Path, tmp_path: Path, mo
     assert "--host" in failing("--port", 0, "--host", "no.such.host.invalid")
     monkeypatch.setenv("SPARSELANE_PROT", "1")
     assert "did you mean 'SPARSELANE_PORT'" in failing()
+
+
+def test_the_server_holds_no_command_line_libraries() -> None:
+    code = "import sys, service.server; print([name for name in ('typer', 'rich') if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60) == "[]\n"
 
 
 def test_help_names_the_commands() -> None:
