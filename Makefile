@@ -49,7 +49,7 @@ lock: $(VENV)/.dev ## Write the environment's versions into constraints.txt
 	@touch $(VENV)/.tools $(VENV)/.service $(VENV)/.dev
 
 clean: ## Remove the environment, builds and caches
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find service engine compression tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Made anew when the pins change. What cannot be installed is named, and its engines are absent from the record.

@@ -37,58 +37,62 @@ double best_rate(double per_run, Work work) {
 
 // Twelve independent sums hide the latency; an empty asm keeps the compiler from folding them.
 constexpr int kSums = 12;
-#define KEEP(x) asm volatile("" : "+x"(x))
+#if defined(__aarch64__)
+#define KEEP(x) asm volatile("" : "+w"(x))
+#else
+#define KEEP(x) asm volatile("" : "+v"(x))
+#endif
+
+// rounds x kSums times: sum = operation(sum).
+template <class Sum, class Operation>
+void repeat(std::int64_t rounds, Operation operation) {
+    Sum sums[kSums] = {};
+    for (std::int64_t r = 0; r < rounds; ++r)
+        for (auto& sum : sums) {
+            sum = operation(sum);
+            KEEP(sum);
+        }
+}
 
 #if defined(__AVX2__)
 void maddubs(std::int64_t rounds) {
-    __m256i sums[kSums] = {}, u = _mm256_set1_epi8(3), s = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
-    for (std::int64_t r = 0; r < rounds; ++r)
-        for (auto& sum : sums) {
-            KEEP(u);
-            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), ones));
-        }
-    for (auto& sum : sums) KEEP(sum);
+    const __m256i s = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
+    repeat<__m256i>(rounds, [=](__m256i sum) {
+        __m256i u = s;
+        KEEP(u);  // else the product would be computed once
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), ones));
+    });
 }
 #endif
 #if defined(__AVX2__) && defined(__FMA__)
 void fma256(std::int64_t rounds) {
-    __m256 sums[kSums] = {}, a = _mm256_set1_ps(0.5f), b = _mm256_set1_ps(0.25f);
-    for (std::int64_t r = 0; r < rounds; ++r)
-        for (auto& sum : sums) {
-            sum = _mm256_fmadd_ps(a, b, sum);
-            KEEP(sum);
-        }
+    const __m256 a = _mm256_set1_ps(0.5f);
+    repeat<__m256>(rounds, [=](__m256 sum) { return _mm256_fmadd_ps(a, a, sum); });
 }
 #endif
 #if defined(__AVXVNNI__)
 void vnni256(std::int64_t rounds) {
-    __m256i sums[kSums] = {}, u = _mm256_set1_epi8(3), s = _mm256_set1_epi8(1);
-    for (std::int64_t r = 0; r < rounds; ++r)
-        for (auto& sum : sums) {
-            sum = _mm256_dpbusd_avx_epi32(sum, u, s);
-            KEEP(sum);
-        }
+    const __m256i a = _mm256_set1_epi8(1);
+    repeat<__m256i>(rounds, [=](__m256i sum) { return _mm256_dpbusd_avx_epi32(sum, a, a); });
 }
 #endif
 #if defined(__AVX512VNNI__)
-#define KEEP512(x) asm volatile("" : "+v"(x))
 void vnni512(std::int64_t rounds) {
-    __m512i sums[kSums] = {}, u = _mm512_set1_epi8(3), s = _mm512_set1_epi8(1);
-    for (std::int64_t r = 0; r < rounds; ++r)
-        for (auto& sum : sums) {
-            sum = _mm512_dpbusd_epi32(sum, u, s);
-            KEEP512(sum);
-        }
+    const __m512i a = _mm512_set1_epi8(1);
+    repeat<__m512i>(rounds, [=](__m512i sum) { return _mm512_dpbusd_epi32(sum, a, a); });
 }
 void fma512(std::int64_t rounds) {
-    __m512 sums[kSums] = {}, a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
-    for (std::int64_t r = 0; r < rounds; ++r)
-        for (auto& sum : sums) {
-            sum = _mm512_fmadd_ps(a, b, sum);
-            KEEP512(sum);
-        }
+    const __m512 a = _mm512_set1_ps(0.5f);
+    repeat<__m512>(rounds, [=](__m512 sum) { return _mm512_fmadd_ps(a, a, sum); });
 }
 #endif
+#if defined(__ARM_FEATURE_DOTPROD)
+void sdot(std::int64_t rounds) {
+    const int8x16_t a = vdupq_n_s8(1);
+    repeat<int32x4_t>(rounds, [=](int32x4_t sum) { return vdotq_s32(sum, a, a); });
+}
+#endif
+
 // The inner step of an unstructured product with everything in registers: four columns interleaved by eight unpacks,
 // then multiplied. Loads, addresses and loops come on top of it in the real one. Two sets of sums hide the latency;
 // they are single variables, because GCC stores an array's at every step.
@@ -128,18 +132,6 @@ STEPS(step_vnni256, __m256i, 256, DPBUSD_VEX)
 #define DPBUSD(s, x) asm volatile("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(x), "v"(w))
 STEPS(step_vnni512, __m512i, 512, DPBUSD)
 #endif
-#if defined(__ARM_FEATURE_DOTPROD)
-void sdot(std::int64_t rounds) {
-    int32x4_t sums[kSums] = {};
-    int8x16_t a = vdupq_n_s8(3), b = vdupq_n_s8(1);
-    for (std::int64_t r = 0; r < rounds; ++r)
-        for (auto& sum : sums) {
-            sum = vdotq_s32(sum, a, b);
-            asm volatile("" : "+w"(sum));
-        }
-}
-#endif
-
 // Reads with wide, independent loads; 128 bytes a step.
 std::uint64_t read_all(const std::uint64_t* data, std::size_t count) {
     std::uint64_t sums[16] = {};

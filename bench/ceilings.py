@@ -30,16 +30,22 @@ def measure_ceilings() -> dict[str, float]:
     return measured
 
 
+# What bounds the inner step of an instruction set's products, survivors or not. NEON's unpacks are not measured.
+_LIMITS = {
+    ("avx2", True): "survivors step, maddubs+madd+add, 256 bit",
+    ("avx2", False): "int8 maddubs+madd+add, 256 bit",
+    ("avx_vnni", True): "survivors step, dpbusd, 256 bit",
+    ("avx_vnni", False): "int8 dpbusd, 256 bit",
+    ("avx512_vnni", True): "survivors step, dpbusd, 512 bit",
+    ("avx512_vnni", False): "int8 dpbusd, 512 bit",
+    ("neon", True): "int8 sdot, 128 bit",
+    ("neon", False): "int8 sdot, 128 bit",
+}
+
+
 def step_limit(ceilings: dict[str, float], isa: str, name: str) -> float | None:
     """Return the products per second that the inner step of a format could reach at most; None where not measured.
 
     For survivors: the step in registers, unpacks included. Formats that unpack less: the dot products alone.
     """
-    instructions = {
-        "avx2": "maddubs+madd+add, 256 bit",
-        "avx-vnni": "dpbusd, 256 bit",
-        "avx512-vnni": "dpbusd, 512 bit",
-        "neon-dot": "sdot, 128 bit",
-    }.get(isa.replace("_", "-"), "")
-    kind = "survivors step," if name == "survivors" and isa != "neon-dot" else "int8"
-    return ceilings.get(f"{kind} {instructions}")
+    return ceilings.get(_LIMITS.get((isa, name == "survivors"), ""))
