@@ -84,12 +84,14 @@ def write_artifact(
     tensors: Mapping[str, Array],
     tokenizer_json: str,
     model_card: ModelCard,
+    attention: str = "int8",
 ) -> engine.Manifest:
     """Write the artifact's four files and return the manifest as the engine reads it.
 
     manifest: manifest.json without `format_version`, `quantization`, `matrices`, `sparsity`, `size` and `files`, which
     are filled in here.
     matrices: "encoder.{l}.{m}" -> float32 weight and bias, or int8 weight, scale and bias.
+    attention: the arithmetic of its products, "int8" or "float32".
     tensors: all other tensors, by their names in the file. Nothing is left behind if anything fails.
     Raises FileExistsError if `folder` exists and is no artifact, ValueError for a bad matrix, engine.ArtifactError for
     a bad manifest or tensor.
@@ -98,7 +100,10 @@ def write_artifact(
     if folder.exists() and not (folder / "manifest.json").is_file():
         raise FileExistsError(f"{folder} exists and is not an artifact: remove it, or write elsewhere")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    document: dict[str, Any] = {"format_version": FORMAT_VERSION, "quantization": QUANTIZATION}
+    document: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "quantization": {**QUANTIZATION, "attention": attention},
+    }
     document |= copy.deepcopy(dict(manifest))
     packed, document["matrices"] = _pack_matrices(matrices)
     everything = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()} | packed

@@ -7,12 +7,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from compression.attention import use_integer_attention
 from compression.checkpoint import embedding_tables, encoder_matrices
 
 # Weights stay in [-64, 64] so that two u8 x s8 products never saturate int16 on AVX2 (255 * 64 * 2 < 32 768).
 WEIGHT_LEVELS = 64
 EMBEDDING_LEVELS = 127
 ACTIVATION_LEVELS = 255
+# A token whose values span less than 255 of these is all zeros: its inverse stays far from overflow.
+SMALLEST_STEP = 2.0**-100
 
 
 class _FakeQuantizeRows(torch.autograd.Function):
@@ -42,9 +45,10 @@ class _FakeQuantizeTokens(torch.autograd.Function):
         low = x.amin(dim=-1, keepdim=True).clamp_(max=0.0)
         high = x.amax(dim=-1, keepdim=True).clamp_(min=0.0)
         scale = (high - low) / ACTIVATION_LEVELS
-        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        zero = (-low / scale).round_()
-        return (x / scale).round_().add_(zero).clamp_(0, ACTIVATION_LEVELS).sub_(zero).mul_(scale)
+        scale = torch.where(scale < SMALLEST_STEP, torch.ones_like(scale), scale)
+        inverse = 1 / scale
+        zero = (-low * inverse).round_()
+        return (x * inverse).round_().add_(zero).clamp_(0, ACTIVATION_LEVELS).sub_(zero).mul_(scale)
 
     @staticmethod
     def backward(_ctx: Any, gradient: Tensor) -> Tensor:
@@ -78,13 +82,15 @@ class QuantizedEmbedding(nn.Embedding):
         return fake_quantize_rows(super().forward(input), EMBEDDING_LEVELS)
 
 
-def quantize_model(model: PreTrainedModel) -> None:
-    """Switch encoder matrices and embeddings to the engine's arithmetic, in place.
+def quantize_model(model: PreTrainedModel, *, attention: str = "int8") -> None:
+    """Switch encoder matrices, embeddings and attention ("int8", or "float32" to leave it) to the engine's, in place.
 
-    Only the classes change: parameters, their names and the state dict stay those of the transformers model, so an
-    optimizer made before, `save_pretrained` and `from_pretrained` keep working.
+    Only classes and the attention function change: parameters, their names and the state dict stay those of the
+    transformers model, so an optimizer made before, `save_pretrained` and `from_pretrained` keep working.
     """
     for matrix in encoder_matrices(model).values():
         matrix.__class__ = QuantizedLinear
     for table in embedding_tables(model).values():
         table.__class__ = QuantizedEmbedding
+    if attention == "int8":
+        use_integer_attention(model)

@@ -22,7 +22,16 @@ from engine.artifact import (
     read_manifest,
 )
 
-__all__ = ["ArtifactError", "Manifest", "Model", "load", "read_manifest", "supported_isas", "threads_from_quota"]
+__all__ = [
+    "ArtifactError",
+    "Manifest",
+    "Model",
+    "load",
+    "read_manifest",
+    "release_memory",
+    "supported_isas",
+    "threads_from_quota",
+]
 
 # Named once here, because the C++ side knows nothing of files.
 _DECODE_ERRORS: dict[type[Exception], type[ArtifactError]] = {
@@ -91,12 +100,15 @@ def _checked(input_ids: Any, lengths: Any, type_ids: Any) -> tuple[Int32s, Int32
     return input_ids, lengths, type_ids
 
 
-def load(path: str | Path, *, threads: int | None = None, isa: str | None = None) -> Model:
+def load(
+    path: str | Path, *, threads: int | None = None, isa: str | None = None, attention: str | None = None
+) -> Model:
     """Read and check all of an artifact and make it ready to run.
 
     threads: 1 to threads_from_quota(), which is also the default. isa: one of supported_isas(); the default is the
-    environment variable SPARSELANE_ISA, else the fastest.
-    Raises a subclass of ArtifactError named after what is wrong with the files, ValueError for threads and isa.
+    environment variable SPARSELANE_ISA, else the fastest. attention: "int8" or "float32" products instead of what the
+    artifact says (quantization.attention), to see what they cost or change.
+    Raises a subclass of ArtifactError named after what is wrong with the files, ValueError for the arguments.
     """
     quota = threads_from_quota()
     threads = quota if threads is None else threads
@@ -107,12 +119,14 @@ def load(path: str | Path, *, threads: int | None = None, isa: str | None = None
     check_files(path, manifest)
     tensors = TensorFile(path / "model.safetensors", manifest)
     try:
-        return Model(manifest, _load(manifest, tensors, threads, isa))
+        return Model(manifest, _load(manifest, tensors, threads, isa, attention))
     except tuple(_DECODE_ERRORS) as error:
         raise _DECODE_ERRORS[type(error)](f"{path / 'model.safetensors'}: {error}") from error
 
 
-def _load(manifest: Manifest, tensors: TensorFile, threads: int, isa: str | None) -> _engine.Model:
+def _load(
+    manifest: Manifest, tensors: TensorFile, threads: int, isa: str | None, attention: str | None
+) -> _engine.Model:
     """Hand the tensors over layer by layer, so that the file's order and the engine's never lie in memory in full."""
     a, task = manifest.architecture, manifest.task
     sizes = {
@@ -121,6 +135,7 @@ def _load(manifest: Manifest, tensors: TensorFile, threads: int, isa: str | None
     native = _engine.Model(
         sizes=sizes | {"labels": len(task.labels)},
         activation=a.activation,
+        attention=attention or manifest.attention,
         head=task.head_activation or "tokens",
         epsilon=a.layer_norm_eps,
         threads=threads,
@@ -133,6 +148,11 @@ def _load(manifest: Manifest, tensors: TensorFile, threads: int, isa: str | None
         native.load_layer(layer, tensors.group(prefix), rice)
     native.load_head(tensors.group("head."))
     return native
+
+
+def release_memory() -> None:
+    """Give memory that loading needed and freed back to the system, where the C library would keep it (glibc)."""
+    _engine.release_memory()
 
 
 def supported_isas() -> list[str]:

@@ -44,6 +44,7 @@ QUANTIZATION = {
     "embeddings": "int8-symmetric-per-row-127",
     "positions": "rice",
 }
+ATTENTION = ("float32", "int8")  # arithmetic of its products; an artifact that does not say means the first
 MATRICES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 CHECKED_FILES = ("model.safetensors", "tokenizer.json", "README.md")
 
@@ -177,6 +178,7 @@ class Manifest:
 
     name: str
     architecture: Architecture
+    attention: str
     task: Task
     matrices: Mapping[str, MatrixInfo]
     sparsity: Mapping[str, Any]
@@ -280,6 +282,7 @@ def parse_manifest(document: object) -> Manifest:
     quantization = top.fields("quantization")
     for name, scheme in QUANTIZATION.items():
         quantization.choice(name, (scheme,))
+    attention = quantization.choice("attention", ATTENTION) if "attention" in quantization.value else ATTENTION[0]
     sparsity = top.fields("sparsity")
     sparsity.number("overall", 0.0, 1.0)
     golden = top.get("golden")
@@ -290,6 +293,7 @@ def parse_manifest(document: object) -> Manifest:
     return Manifest(
         name=top.text("name", r"[a-z0-9][a-z0-9._-]{0,63}"),
         architecture=architecture,
+        attention=attention,
         task=_task(top.fields("task"), architecture),
         matrices=_matrices(top.fields("matrices"), architecture),
         sparsity=sparsity.value,
@@ -307,9 +311,9 @@ def _architecture(fields: _Fields) -> Architecture:
     architecture = Architecture(
         family=family,
         layers=fields.integer("layers", 1, 1024),
-        hidden=fields.integer("hidden", 1, 16384),
-        heads=fields.integer("heads", 1, 16384),
-        ffn=fields.integer("ffn", 1, 16384),
+        hidden=fields.integer("hidden", 1, 8192),
+        heads=fields.integer("heads", 1, 8192),
+        ffn=fields.integer("ffn", 1, 8192),
         vocabulary=fields.integer("vocabulary", 1, 1 << 24),
         positions=fields.integer("positions", 1, 1 << 16),
         types=fields.integer("types", *((0, 0) if family == "distilbert" else (1, 16))),

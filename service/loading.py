@@ -1,5 +1,6 @@
 """A folder of artifacts to models that serve: loaded, and proven on their own golden examples."""
 
+import gc
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,8 @@ def load_models(folder: Path, threads: int | None) -> Models:
             raise StartupError(str(error)) from error
         else:
             serving[model.name] = model
+    gc.collect()
+    engine.release_memory()
     return Models(serving, failures)
 
 

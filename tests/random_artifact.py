@@ -81,6 +81,7 @@ def write_random_artifact(
     window: int | None = None,
     stride: int = 8,
     activation: str = "gelu",
+    attention: str = "int8",
     golden: Sequence[dict[str, Any]] = (),
 ) -> engine.Manifest:
     """Write an artifact to `folder`; vocabulary None is the tokenizer's, else at least that large.
@@ -107,7 +108,7 @@ def write_random_artifact(
             "stride": stride,
             "max_answer_tokens": min(30, window or positions) if task == "question-answering" else None,
         },
-        "quantization": dict(engine.artifact.QUANTIZATION),
+        "quantization": {**engine.artifact.QUANTIZATION, "attention": attention},
         "quality": {
             **{"dataset": "none", "split": "none", "examples": 0, "metric": "none"},
             **{"dense": None, "sparse": None, "quantized": None},

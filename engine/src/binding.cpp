@@ -5,6 +5,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include <optional>
 #include <string>
 #include <vector>
@@ -53,16 +57,20 @@ Dense dense(const nb::dict& tensors, const std::string& name, int rows, int hidd
 
 // ---- Model ----------------------------------------------------------------------------------------------------------
 
-Architecture architecture(const nb::dict& sizes, const std::string& activation, const std::string& head,
-                          float epsilon) {
+Architecture architecture(const nb::dict& sizes, const std::string& activation, const std::string& attention,
+                          const std::string& head, float epsilon) {
     const auto value = [&](const char* name) { return nb::cast<int>(sizes[name]); };
     Architecture a{value("layers"),     value("hidden"),    value("heads"), value("ffn"),
                    value("vocabulary"), value("positions"), value("types"), value("labels"),
-                   Activation::gelu,    Head::tokens,       epsilon};
+                   Activation::gelu,    Attention::floats,  Head::tokens,   epsilon};
     if (activation == "relu")
         a.activation = Activation::relu;
     else if (activation != "gelu")
         throw nb::value_error(("activation is '" + activation + "', must be gelu or relu").c_str());
+    if (attention == "int8")
+        a.attention = Attention::integers;
+    else if (attention != "float32")
+        throw nb::value_error(("attention is '" + attention + "', must be float32 or int8").c_str());
     if (head == "tanh")
         a.head = Head::sequence_tanh;
     else if (head == "relu")
@@ -108,6 +116,13 @@ void load_head(Model& model, const nb::dict& tensors) {
     if (a.head != Head::tokens) model.head_dense = dense(tensors, "dense", a.hidden, a.hidden);
     model.head_output = dense(tensors, "output", a.labels, a.hidden);
     model.head_loaded = true;
+}
+
+// Gives freed memory back to the system, which glibc would keep: a service holds its models for days.
+void release_memory() {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 using Tokens = In<std::int32_t, 1>;
@@ -170,11 +185,12 @@ NB_MODULE(_engine, m) {
     nb::class_<Model>(m, "Model")
         .def(
             "__init__",
-            [](Model* self, const nb::dict& sizes, const std::string& activation, const std::string& head,
-               float epsilon, int threads, const std::optional<std::string>& isa) {
-                new (self) Model(architecture(sizes, activation, head, epsilon), threads, choose_kernels(isa));
+            [](Model* self, const nb::dict& sizes, const std::string& activation, const std::string& attention,
+               const std::string& head, float epsilon, int threads, const std::optional<std::string>& isa) {
+                new (self)
+                    Model(architecture(sizes, activation, attention, head, epsilon), threads, choose_kernels(isa));
             },
-            "sizes"_a, "activation"_a, "head"_a, "epsilon"_a, "threads"_a, "isa"_a.none())
+            "sizes"_a, "activation"_a, "attention"_a, "head"_a, "epsilon"_a, "threads"_a, "isa"_a.none())
         .def("load_embeddings", &load_embeddings, "tensors"_a)
         .def("load_layer", &load_layer, "index"_a, "tensors"_a, "rice"_a)
         .def("load_head", &load_head, "tensors"_a)
@@ -192,5 +208,6 @@ NB_MODULE(_engine, m) {
     m.attr("MAX_COLUMNS") = kMaxColumns;
     m.attr("MAX_THREADS") = kMaxThreads;
     m.def("supported_isas", &supported_isas);
+    m.def("release_memory", &release_memory);
     bind_kernels(m);
 }

@@ -163,7 +163,7 @@ Out<float, 2> run_dequantize(const std::string& isa, const In<std::int8_t, 2>& w
     packed.biases.assign(biases.data(), biases.data() + rows);
     const auto [y, data] = make<float, 2>({rows, kLanes});
     choose_kernels(isa).dequantize(packed, 0, packed.rows, sums.data(), scales.data(), zeros.data(),
-                                   residual ? residual->data() : nullptr, data);
+                                   residual ? residual->data() : nullptr, data, nullptr);
     return y;
 }
 
@@ -173,7 +173,8 @@ nb::tuple run_quantize(const std::string& isa, const In<float, 2>& x, int groups
     const auto [q, levels] = make<std::uint8_t, 2>({x.shape(0), kLanes});
     const auto [s, scales] = make<float, 1>({kLanes});
     const auto [z, zeros] = make<std::int32_t, 1>({kLanes});
-    choose_kernels(isa).quantize(x.data(), static_cast<int>(x.shape(0)), groups, levels, kLanes, scales, zeros);
+    const int features = static_cast<int>(x.shape(0));
+    choose_kernels(isa).quantize(x.data(), features, groups, x.data(), features, levels, kLanes, scales, zeros);
     return nb::make_tuple(q, s, z);
 }
 
@@ -190,7 +191,7 @@ Out<float, 1> run_gelu(const std::string& isa, const In<float, 1>& x) {
         const std::size_t count = std::min<std::size_t>(kLanes, x.size() - i);
         float values[kLanes] = {}, results[kLanes];
         std::copy_n(x.data() + i, count, values);
-        kernels.dequantize_gelu(one, 0, 1, sums, values, zeros, nullptr, results);
+        kernels.dequantize_gelu(one, 0, 1, sums, values, zeros, nullptr, results, nullptr);
         std::copy_n(results, count, data + i);
     }
     return y;
@@ -203,7 +204,8 @@ Out<float, 2> run_layer_norm(const std::string& isa, const In<float, 2>& x, cons
     if (groups < 1 || groups > kGroups) throw nb::value_error("groups must be 1 to 4");
     const auto [y, data] = make<float, 2>({x.shape(0), kLanes});
     std::copy_n(x.data(), x.size(), data);
-    choose_kernels(isa).layer_norm(data, static_cast<int>(x.shape(0)), groups, weight.data(), bias.data(), epsilon);
+    choose_kernels(isa).layer_norm(data, static_cast<int>(x.shape(0)), groups, weight.data(), bias.data(), epsilon,
+                                   nullptr);
     return y;
 }
 
@@ -221,8 +223,9 @@ Out<float, 2> run_softmax(const std::string& isa, const In<float, 2>& scores) {
 }
 
 // query, key, value [tokens, head size], one sequence whose first token lies at lane `first` -> context, same shape.
+// arithmetic: float32 | int8.
 Out<float, 2> run_attention(const std::string& isa, const In<float, 2>& query, const In<float, 2>& key,
-                            const In<float, 2>& value, int first) {
+                            const In<float, 2>& value, int first, const std::string& arithmetic) {
     const std::size_t tokens = query.shape(0), features = query.shape(1);
     for (const auto& array : {query, key, value})
         if (array.shape(0) != tokens || array.shape(1) != features || array.size() == 0)
@@ -230,23 +233,34 @@ Out<float, 2> run_attention(const std::string& isa, const In<float, 2>& query, c
     if (first < 0 || first % kGroup != 0 || first >= 1024)
         throw nb::value_error("first must be a multiple of 8 below 1024");
     const int length = static_cast<int>(tokens), head_size = static_cast<int>(features);
-    const std::size_t tiles = (size(first) + tokens + kLanes - 1) / kLanes + 1;
+    const std::size_t tiles = (size(first) + tokens + kLanes - 1) / kLanes + 1, stride = features * kLanes;
     Buffer<float> q, k, v, context, scratch;
     const auto place = [&](const float* from, Buffer<float>& to) {
-        to.reserve(tiles * features * kLanes);
+        to.reserve(tiles * stride);
         for (std::size_t t = 0; t < tokens; ++t)
             for (std::size_t f = 0; f < features; ++f)
                 to.data()[lane_offset(first + static_cast<int>(t), head_size) + f * kLanes] = from[t * features + f];
     };
     place(query.data(), q), place(key.data(), k), place(value.data(), v);
-    context.reserve(tiles * features * kLanes);
+    context.reserve(tiles * stride);
     scratch.reserve(attention_scratch(head_size, length));
     const Kernels& kernels = choose_kernels(isa);
+    const std::size_t head_bytes = HeadTile::bytes(head_size);
+    Buffer<std::uint8_t> heads;
+    heads.reserve(tiles * head_bytes);
+    for (std::size_t tile = 0; tile < tiles; ++tile)
+        kernels.quantize_head(q.data() + tile * stride, k.data() + tile * stride, v.data() + tile * stride, head_size,
+                              HeadTile(heads.data() + tile * head_bytes, head_size));
     for (int lane = 0; lane < length; lane += kernels.query_groups * kGroup) {
         const int groups = std::min(kernels.query_groups, (length - lane + kGroup - 1) / kGroup);
-        kernels.attention({q.data(), k.data(), v.data(), context.data(), features * kLanes, head_size, first, length,
-                           first + lane, groups},
-                          scratch.data());
+        if (arithmetic == "int8")
+            kernels.integer_attention(
+                {heads.data(), head_bytes, context.data(), stride, head_size, first, length, first + lane, groups},
+                scratch.data());
+        else
+            kernels.attention(
+                {q.data(), k.data(), v.data(), context.data(), stride, head_size, first, length, first + lane, groups},
+                scratch.data());
     }
     const auto [mixed, data] = make<float, 2>({tokens, features});
     for (std::size_t t = 0; t < tokens; ++t)
@@ -274,7 +288,7 @@ void bind_kernels(nb::module_& m) {
           "epsilon"_a, "groups"_a = kGroups);
     m.def("softmax", &run_softmax, "isa"_a, "scores"_a.noconvert());
     m.def("attention", &run_attention, "isa"_a, "query"_a.noconvert(), "key"_a.noconvert(), "value"_a.noconvert(),
-          "first"_a = 0);
+          "first"_a = 0, "arithmetic"_a = "float32");
 }
 
 }  // namespace sparselane

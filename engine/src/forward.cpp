@@ -9,9 +9,10 @@
 namespace sparselane {
 namespace {
 
-// Tiles that go through the feed-forward pair together: their wide activations (1.5 MB in BERT-Base) stay in L2.
-constexpr int kFfnTiles = 4;
-static_assert(kFfnTiles % kMostTiles == 0);
+// Tiles that go through the steps of a layer together: each weight is used for all of them, and the wide activations
+// (1.5 MB in BERT-Base) are not much more than an L2.
+constexpr int kChunkTiles = 4;
+static_assert(kChunkTiles % kMostTiles == 0);
 
 // Tokens of a large batch that go through the encoder together: 5 x 1.5 MB of float activations in BERT-Base.
 constexpr std::size_t kPartTokens = 512;
@@ -26,9 +27,32 @@ struct Product {
     float* y;
     const float* residual = nullptr;
     bool activate = false;
+    float* ranges = nullptr;  // [tile][row block][2][32], if asked
 };
 
-// The state of one call. Every step is a loop over the pool and begins when the one before has ended.
+// Values on their way into levels, and the rows [32] of each tile in which their lowest and highest are found.
+struct Values {
+    const float* x;
+    int features;
+    const float* ranges;
+    int bounds;
+};
+
+// Who does a step: one thread alone, or all of them together, each step being a loop over the pool.
+struct Team {
+    static constexpr int kAll = -1;
+    int worker = kAll;
+    int buffers() const { return std::max(worker, 0); }  // whose working memory
+};
+
+// Tiles [first, first + count) on their way through the steps of a layer, and who takes them there.
+struct Chunk {
+    Team team;
+    int first, count;
+};
+
+// The state of one call. Attention needs all tokens of a sequence; every other step needs its own tile alone, so each
+// thread takes its tiles from one attention to the next without waiting for the others (for_chunks).
 class Forward {
 public:
     Forward(Model& model, const Batch& batch)
@@ -42,13 +66,21 @@ public:
     }
 
     void run(float* logits, float* hidden) {
-        embed();
-        if (hidden != nullptr) hidden = copy_hidden(hidden);
-        for (const Layer& layer : model_.layers) {
-            attend(layer);
-            feed_forward(layer);
+        const std::size_t layers = model_.layers.size();
+        for_chunks([&](const Chunk& chunk) {
+            embed(chunk);
+            normalize(chunk, model_.embedding_norm);
+            project(chunk, model_.layers[0]);
+        });
+        for (std::size_t i = 0; i < layers; ++i) {
             if (hidden != nullptr) hidden = copy_hidden(hidden);
+            attend();
+            for_chunks([&](const Chunk& chunk) {
+                finish(chunk, model_.layers[i]);
+                if (i + 1 < layers) project(chunk, model_.layers[i + 1]);
+            });
         }
+        if (hidden != nullptr) copy_hidden(hidden);
         if (a_.head == Head::tokens)
             label_tokens(logits);
         else
@@ -72,56 +104,109 @@ private:
         }
         tiles_ = ceil_divide(lane, kLanes);
         const std::size_t narrow = tile_floats(a_.hidden) * size(tiles_);
-        const std::size_t wide = tile_floats(a_.ffn) * size(std::min(tiles_, kFfnTiles));
-        for (auto* buffer : {&work_.x, &work_.query, &work_.key, &work_.value, &work_.context}) buffer->reserve(narrow);
-        work_.wide.reserve(wide);
-        work_.quantized.reserve(std::max(narrow, wide));
-        if (model_.any_quads)
-            work_.quads.reserve(
-                std::max(quad_bytes(a_.hidden) * size(tiles_), quad_bytes(a_.ffn) * size(std::min(tiles_, kFfnTiles))));
+        for (auto* buffer : {&work_.x, &work_.context}) buffer->reserve(narrow);
+        if (integers())
+            work_.heads.reserve(heads_bytes() * size(tiles_));
+        else
+            for (auto* buffer : {&work_.query, &work_.key, &work_.value}) buffer->reserve(narrow);
         work_.scales.reserve(size(tiles_) * kLanes);
         work_.zeros.reserve(size(tiles_) * kLanes);
         work_.logits.reserve(tile_floats(a_.labels) * size(tiles_));
-        for (auto& scratch : work_.scratch) scratch.reserve(attention_scratch(a_.hidden / a_.heads, longest));
+        work_.pooled.reserve(tile_floats(a_.hidden) *
+                             size(ceil_divide(static_cast<int>(batch_.lengths.size()), kLanes)));
+        const std::size_t chunk = size(std::min(kChunkTiles, tiles_));
+        for (auto& worker : work_.workers) {
+            worker.scores.reserve(attention_scratch(head_size(), longest));
+            worker.wide.reserve(tile_floats(std::max(a_.ffn, integers() ? 3 * a_.hidden : 0)) * chunk);
+            worker.ranges.reserve(2 * kLanes * size(ceil_divide(a_.ffn, kRowBlock)) * chunk);
+            worker.levels.reserve(tile_floats(std::max(a_.hidden, a_.ffn)) * chunk);
+            if (model_.any_quads) worker.quads.reserve(quad_bytes(std::max(a_.hidden, a_.ffn)) * chunk);
+        }
+    }
+
+    // Calls body(chunk) until every tile has been in one. Tiles are dealt out evenly in the spans that a product takes
+    // at once; the spans left over, fewer than there are threads, are done by all threads together.
+    template <class Body>
+    void for_chunks(const Body& body) {
+        const int threads = model_.pool->threads(), spans = ceil_divide(tiles_, kernels_.tiles);
+        const int share = spans / threads * kernels_.tiles;  // tiles
+        const auto chunks = [&](Team team, int first, int end) {
+            for (; first < end; first += kChunkTiles) body(Chunk{team, first, std::min(kChunkTiles, end - first)});
+        };
+        if (share > 0)
+            lease_.run(size(threads), [&](std::size_t task, int worker) {
+                const int first = static_cast<int>(task) * share;
+                chunks(Team{worker}, first, std::min(tiles_, first + share));
+            });
+        chunks(Team{}, threads * share, tiles_);
+    }
+
+    // Calls body(task, worker): on the team's thread, or as a loop of all threads.
+    template <class Body>
+    void for_tasks(Team team, std::size_t tasks, const Body& body) {
+        if (team.worker == Team::kAll) return lease_.run(tasks, body);
+        for (std::size_t task = 0; task < tasks; ++task) body(task, team.worker);
+    }
+
+    // Calls body(tile, lane, groups), tiles counted from the chunk's first, until all lanes are done; a tile is shared
+    // where there are fewer tiles than threads.
+    template <class Body>
+    void for_lanes(const Chunk& chunk, const Body& body) {
+        const bool share = chunk.team.worker == Team::kAll && chunk.count < model_.pool->threads();
+        const int groups = share ? 1 : kGroups, parts = kGroups / groups;
+        for_tasks(chunk.team, size(chunk.count * parts), [&](std::size_t task, int) {
+            const int part = static_cast<int>(task);
+            body(part / parts, part % parts * groups * kGroup, groups);
+        });
     }
 
     // ---- Steps ------------------------------------------------------------------------------------------------------
 
-    void embed() {
-        std::fill_n(work_.x.data(), tile_floats(a_.hidden) * size(tiles_), 0.0f);  // the padding lanes
-        lease_.run(work_.sequences.size(), [&](std::size_t i, int) {
-            const Sequence& s = work_.sequences[i];
-            for (int t = 0; t < s.length; ++t)
+    void embed(const Chunk& chunk) {
+        const int first = chunk.first * kLanes, end = first + chunk.count * kLanes;
+        std::fill_n(x_of(chunk), tile_floats(a_.hidden) * size(chunk.count), 0.0f);  // the padding lanes
+        for (const Sequence& s : work_.sequences)
+            for (int t = std::max(0, first - s.first_lane); t < s.length && s.first_lane + t < end; ++t)
                 embed_token(s.first_token + t, t, work_.x.data() + lane_offset(s.first_lane + t, a_.hidden));
-        });
-        normalize(model_.embedding_norm);
     }
 
-    void attend(const Layer& layer) {
-        quantize(work_.x.data(), a_.hidden, 0, tiles_);
-        multiply({{layer.matrices[kQuery], work_.query.data()},
-                  {layer.matrices[kKey], work_.key.data()},
-                  {layer.matrices[kValue], work_.value.data()}},
-                 0, tiles_);
+    void project(const Chunk& chunk, const Layer& layer) {
+        quantize(chunk, normalized(chunk));
+        const std::size_t narrow = tile_floats(a_.hidden), at = narrow * size(chunk.first);
+        float *query = work_.query.data() + at, *key = work_.key.data() + at, *value = work_.value.data() + at;
+        if (integers()) {
+            query = hands(chunk).wide.data();
+            key = query + narrow * size(chunk.count), value = key + narrow * size(chunk.count);
+        }
+        multiply(chunk,
+                 {{layer.matrices[kQuery], query}, {layer.matrices[kKey], key}, {layer.matrices[kValue], value}});
+        if (!integers()) return;
+        for_tasks(chunk.team, size(chunk.count) * size(a_.heads), [&](std::size_t task, int) {
+            const std::size_t tile = task / size(a_.heads), head = task % size(a_.heads);
+            const std::size_t from = narrow * tile + tile_floats(head_size()) * head;
+            kernels_.quantize_head(query + from, key + from, value + from, head_size(),
+                                   HeadTile(heads_of(head) + heads_bytes() * (size(chunk.first) + tile), head_size()));
+        });
+    }
+
+    void attend() {
         lease_.run(work_.query_blocks.size() * size(a_.heads), [&](std::size_t task, int worker) {
             const auto& [sequence, query] = work_.query_blocks[task / size(a_.heads)];
-            attend_head(sequence, query, static_cast<int>(task % size(a_.heads)), work_.scratch[size(worker)].data());
+            attend_head(sequence, query, task % size(a_.heads), work_.workers[size(worker)].scores.data());
         });
-        quantize(work_.context.data(), a_.hidden, 0, tiles_);
-        multiply({{layer.matrices[kAttentionOutput], work_.x.data(), work_.x.data()}}, 0, tiles_);
-        normalize(layer.attention_norm);
     }
 
-    void feed_forward(const Layer& layer) {
-        for (int first = 0; first < tiles_; first += kFfnTiles) {
-            const int tiles = std::min(kFfnTiles, tiles_ - first);
-            float* x = work_.x.data() + tile_floats(a_.hidden) * size(first);
-            quantize(x, a_.hidden, first, tiles);
-            multiply({{layer.matrices[kFfnIn], work_.wide.data(), nullptr, true}}, first, tiles);
-            quantize(work_.wide.data(), a_.ffn, first, tiles);
-            multiply({{layer.matrices[kFfnOut], x, x}}, first, tiles);
-        }
-        normalize(layer.output_norm);
+    void finish(const Chunk& chunk, const Layer& layer) {
+        float *x = x_of(chunk), *wide = hands(chunk).wide.data(), *ranges = hands(chunk).ranges.data();
+        const float* context = work_.context.data() + tile_floats(a_.hidden) * size(chunk.first);
+        quantize(chunk, {context, a_.hidden, context, a_.hidden});
+        multiply(chunk, {{layer.matrices[kAttentionOutput], x, x}});
+        normalize(chunk, layer.attention_norm);
+        quantize(chunk, normalized(chunk));
+        multiply(chunk, {{layer.matrices[kFfnIn], wide, nullptr, true, ranges}});
+        quantize(chunk, {wide, a_.ffn, ranges, 2 * ceil_divide(a_.ffn, kRowBlock)});
+        multiply(chunk, {{layer.matrices[kFfnOut], x, x}});
+        normalize(chunk, layer.output_norm);
     }
 
     void label_tokens(float* logits) {
@@ -135,7 +220,8 @@ private:
     void label_sequences(float* logits) {
         const int count = static_cast<int>(work_.sequences.size()), tiles = ceil_divide(count, kLanes);
         const int groups = ceil_divide(std::min(count, kLanes), kGroup);
-        float *first = work_.query.data(), *pooled = work_.key.data();  // free by now, and never smaller than this
+        float* first = work_.context.data();  // free by now, and never smaller than this
+        float* pooled = work_.pooled.data();
         for (int i = 0; i < count; ++i) {
             const float* from = work_.x.data() + lane_offset(work_.sequences[size(i)].first_lane, a_.hidden);
             float* to = first + lane_offset(i, a_.hidden);
@@ -180,103 +266,125 @@ private:
         }
     }
 
-    void attend_head(const Sequence& s, int query, int head, float* scratch) const {
-        const int head_size = a_.hidden / a_.heads;
-        const std::size_t feature = size(head) * tile_floats(head_size);
-        const AttentionBlock block{.query = work_.query.data() + feature,
-                                   .key = work_.key.data() + feature,
-                                   .value = work_.value.data() + feature,
-                                   .context = work_.context.data() + feature,
-                                   .tile_stride = tile_floats(a_.hidden),
-                                   .head_size = head_size,
-                                   .first_lane = s.first_lane,
-                                   .length = s.length,
-                                   .first_query = s.first_lane + query,
-                                   .groups = std::min(kernels_.query_groups, ceil_divide(s.length - query, kGroup))};
-        kernels_.attention(block, scratch);
+    void attend_head(const Sequence& s, int query, std::size_t head, float* scratch) const {
+        const std::size_t feature = head * tile_floats(head_size());
+        const int groups = std::min(kernels_.query_groups, ceil_divide(s.length - query, kGroup));
+        if (integers())
+            return kernels_.integer_attention({.heads = heads_of(head),
+                                               .tile_stride = heads_bytes(),
+                                               .context = work_.context.data() + feature,
+                                               .context_stride = tile_floats(a_.hidden),
+                                               .head_size = head_size(),
+                                               .first_lane = s.first_lane,
+                                               .length = s.length,
+                                               .first_query = s.first_lane + query,
+                                               .groups = groups},
+                                              scratch);
+        kernels_.attention({.query = work_.query.data() + feature,
+                            .key = work_.key.data() + feature,
+                            .value = work_.value.data() + feature,
+                            .context = work_.context.data() + feature,
+                            .tile_stride = tile_floats(a_.hidden),
+                            .head_size = head_size(),
+                            .first_lane = s.first_lane,
+                            .length = s.length,
+                            .first_query = s.first_lane + query,
+                            .groups = groups},
+                           scratch);
     }
 
-    // Calls body(tile, lane, groups) until all lanes of `tiles` tiles are done; one tile is shared among the threads.
-    template <class Body>
-    void for_lanes(int tiles, const Body& body) {
-        const int groups = tiles < model_.pool->threads() ? 1 : kGroups;
-        const int parts = kGroups / groups;
-        lease_.run(size(tiles * parts), [&](std::size_t task, int) {
-            const int part = static_cast<int>(task);
-            body(part / parts, part % parts * groups * kGroup, groups);
-        });
-    }
+    bool integers() const { return a_.attention == Attention::integers; }
+    int head_size() const { return a_.hidden / a_.heads; }
+    std::size_t heads_bytes() const { return HeadTile::bytes(head_size()) * size(a_.heads); }  // of a tile
+    std::uint8_t* heads_of(std::size_t head) const { return work_.heads.data() + HeadTile::bytes(head_size()) * head; }
 
-    // Where a tile's levels lie in work_.quantized, and how far apart its features are: the tiles that go through a
-    // product together lie side by side.
-    std::pair<std::size_t, int> place_levels(int features, int tile, int tiles) const {
-        const int first = tile / kernels_.tiles * kernels_.tiles, together = std::min(kernels_.tiles, tiles - first);
+    Worker& hands(const Chunk& chunk) { return work_.workers[size(chunk.team.buffers())]; }
+    const Worker& hands(const Chunk& chunk) const { return work_.workers[size(chunk.team.buffers())]; }
+
+    // What normalize() left.
+    Values normalized(const Chunk& chunk) { return {x_of(chunk), a_.hidden, hands(chunk).ranges.data(), 2}; }
+
+    float* x_of(const Chunk& chunk) { return work_.x.data() + tile_floats(a_.hidden) * size(chunk.first); }
+
+    // Where a tile's levels lie, and how far apart its features are: the tiles that go through a product together lie
+    // side by side. Tiles are counted from the chunk's first.
+    std::pair<std::size_t, int> place_levels(const Chunk& chunk, int features, int tile) const {
+        const int first = tile / kernels_.tiles * kernels_.tiles;
+        const int together = std::min(kernels_.tiles, chunk.count - first);
         return {tile_floats(features) * size(first) + size(tile - first) * kLanes, together * kLanes};
     }
 
-    // x of `tiles` tiles into work_.quantized, from its beginning; scales and zeros of tile `first + i` at its own
-    // place.
-    void quantize(const float* x, int features, int first, int tiles) {
-        for_lanes(tiles, [&](int tile, int lane, int groups) {
-            const std::size_t at = tile_floats(features) * size(tile) + size(lane);
-            const std::size_t token = size(first + tile) * kLanes + size(lane);
-            const auto [offset, stride] = place_levels(features, tile, tiles);
-            kernels_.quantize(x + at, features, groups, work_.quantized.data() + offset + size(lane), stride,
-                              work_.scales.data() + token, work_.zeros.data() + token);
+    // The chunk's values into the team's levels; scales and zeros into the tokens' own places.
+    void quantize(const Chunk& chunk, const Values& v) {
+        std::uint8_t* levels = hands(chunk).levels.data();
+        for_lanes(chunk, [&](int tile, int lane, int groups) {
+            const std::size_t token = size(chunk.first + tile) * kLanes + size(lane);
+            const auto [offset, stride] = place_levels(chunk, v.features, tile);
+            kernels_.quantize(v.x + tile_floats(v.features) * size(tile) + lane, v.features, groups,
+                              v.ranges + tile_floats(v.bounds) * size(tile) + lane, v.bounds,
+                              levels + offset + size(lane), stride, work_.scales.data() + token,
+                              work_.zeros.data() + token);
         });
     }
 
     // Products of matrices of one shape with what quantize() left. All tiles meet a block of rows before the next
     // block.
-    void multiply(std::initializer_list<Product> products, int first, int tiles) {
+    void multiply(const Chunk& chunk, std::initializer_list<Product> products) {
         const PackedMatrix& shape = products.begin()->w;
         if (std::any_of(products.begin(), products.end(), [](const Product& p) { return wants_quads(p.w.format); }))
-            interleave(shape.columns, tiles);
-        const int blocks = ceil_divide(shape.rows, kRowBlock), spans = ceil_divide(tiles, kernels_.tiles);
-        lease_.run(products.size() * size(blocks) * size(spans), [&](std::size_t task, int) {
+            interleave(chunk, shape.columns);
+        const int blocks = ceil_divide(shape.rows, kRowBlock), spans = ceil_divide(chunk.count, kernels_.tiles);
+        for_tasks(chunk.team, products.size() * size(blocks) * size(spans), [&](std::size_t task, int) {
             const std::size_t block = task / size(spans);
             const Product& product = products.begin()[block / size(blocks)];
             const int tile = static_cast<int>(task % size(spans)) * kernels_.tiles;
-            multiply_block(product, static_cast<int>(block % size(blocks)) * kRowBlock, first, tile,
-                           std::min(kernels_.tiles, tiles - tile));
+            multiply_block(chunk, product, static_cast<int>(block % size(blocks)) * kRowBlock, tile);
         });
     }
 
-    void interleave(int features, int tiles) {
-        lease_.run(size(tiles), [&](std::size_t tile, int) {
-            const auto [offset, stride] = place_levels(features, static_cast<int>(tile), tiles);
-            kernels_.interleave(work_.quantized.data() + offset, stride, features,
-                                work_.quads.data() + quad_bytes(features) * tile);
+    void interleave(const Chunk& chunk, int features) {
+        Worker& worker = hands(chunk);
+        for_tasks(chunk.team, size(chunk.count), [&](std::size_t tile, int) {
+            const auto [offset, stride] = place_levels(chunk, features, static_cast<int>(tile));
+            kernels_.interleave(worker.levels.data() + offset, stride, features,
+                                worker.quads.data() + quad_bytes(features) * tile);
         });
     }
 
-    void multiply_block(const Product& p, int row, int first, int tile, int tiles) const {
+    // Rows [row, row + kRowBlock) for the span of tiles that begins with `tile` of the chunk.
+    void multiply_block(const Chunk& chunk, const Product& p, int row, int tile) const {
         alignas(64) std::int32_t sums[kMostTiles * kRowBlock * kLanes];
+        const Worker& worker = hands(chunk);
         const bool quads = wants_quads(p.w.format);
         const std::size_t stride = quads ? quad_bytes(p.w.columns) : tile_floats(p.w.columns);
-        const std::uint8_t* x = (quads ? work_.quads.data() : work_.quantized.data()) + stride * size(tile);
-        const int count = std::min(kRowBlock, p.w.rows - row);
+        const std::uint8_t* x = (quads ? worker.quads.data() : worker.levels.data()) + stride * size(tile);
+        const int count = std::min(kRowBlock, p.w.rows - row), tiles = std::min(kernels_.tiles, chunk.count - tile);
         kernels_.products[static_cast<std::size_t>(p.w.format)](p.w, row, count, {x, stride, tiles}, sums);
         for (int i = 0; i < tiles; ++i)
-            finish_block(p, row, count, sums + i * kRowBlock * kLanes, size(tile + i), size(first + tile + i) * kLanes);
+            finish_block(p, row, count, sums + i * kRowBlock * kLanes, size(tile + i),
+                         size(chunk.first + tile + i) * kLanes);
     }
 
     // From the sums of a tile to its floats.
     void finish_block(const Product& p, int row, int count, const std::int32_t* sums, std::size_t tile,
                       std::size_t token) const {
         const std::size_t at = tile_floats(p.w.rows) * tile + tile_floats(row);
+        const std::size_t block = size(ceil_divide(p.w.rows, kRowBlock)) * tile + size(row / kRowBlock);
         const bool gelu = p.activate && a_.activation == Activation::gelu;
+        float *y = p.y + at, *range = p.ranges == nullptr ? nullptr : p.ranges + 2 * kLanes * block;
         (gelu ? kernels_.dequantize_gelu : kernels_.dequantize)(
             p.w, row, count, sums, work_.scales.data() + token, work_.zeros.data() + token,
-            p.residual == nullptr ? nullptr : p.residual + at, p.y + at);
+            p.residual == nullptr ? nullptr : p.residual + at, y, range);
         if (!p.activate || gelu) return;
-        for (float* y = p.y + at; y != p.y + at + tile_floats(count); ++y) *y = std::max(0.0f, *y);
+        for (float* value = y; value != y + tile_floats(count); ++value) *value = std::max(0.0f, *value);
+        if (range != nullptr) std::fill_n(range, kLanes, 0.0f);  // nothing is lower any more
     }
 
-    void normalize(const Norm& norm) {
-        for_lanes(tiles_, [&](int tile, int lane, int groups) {
-            kernels_.layer_norm(work_.x.data() + tile_floats(a_.hidden) * size(tile) + lane, a_.hidden, groups,
-                                norm.weight.data(), norm.bias.data(), a_.epsilon);
+    void normalize(const Chunk& chunk, const Norm& norm) {
+        for_lanes(chunk, [&](int tile, int lane, int groups) {
+            kernels_.layer_norm(x_of(chunk) + tile_floats(a_.hidden) * size(tile) + lane, a_.hidden, groups,
+                                norm.weight.data(), norm.bias.data(), a_.epsilon,
+                                hands(chunk).ranges.data() + 2 * kLanes * tile + lane);
         });
     }
 

@@ -38,6 +38,13 @@ struct Vector16 {
     static F power_of_two(F n) {
         return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), set_int(127)), 23));
     }
+    static F times_power_of_two(F x, F n) { return _mm512_scalef_ps(x, n); }
+    static F split(F x, F& rest) {
+        const I bits = _mm512_castps_si512(x);
+        const I fraction = _mm512_and_si512(bits, set_int(0x7fffff));
+        rest = _mm512_castsi512_ps(_mm512_or_si512(fraction, set_int(0x3f800000)));
+        return to_float(_mm512_sub_epi32(_mm512_srli_epi32(bits, 23), set_int(127)));
+    }
     static F if_zero(F x, F y) {
         return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_EQ_OQ), x, y);
     }
@@ -51,6 +58,28 @@ struct Vector16 {
             _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16 * n), bytes);
         }
     }
+
+    static I load_bytes(const std::uint8_t* p) { return _mm512_loadu_si512(p); }
+    static void store_bytes(std::uint8_t* p, I x) { _mm512_storeu_si512(p, x); }
+    static I set_quad(const std::int8_t* p) {
+        std::int32_t four;
+        std::memcpy(&four, p, sizeof four);
+        return _mm512_set1_epi32(four);
+    }
+    static I pack_quad(I a, I b, I c, I d) {
+        return _mm512_or_si512(_mm512_or_si512(a, _mm512_slli_epi32(b, 8)),
+                               _mm512_or_si512(_mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24)));
+    }
+    // Not the intrinsic, around which GCC 12 copies registers: products are 7 % slower. Where the tests emulate AVX-512
+    // there is no such instruction, but an intrinsic.
+    static I dot(I sum, I bytes, I weights) {
+#ifdef __AVX512VNNI__
+        asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(weights));
+        return sum;
+#else
+        return _mm512_dpbusd_epi32(sum, bytes, weights);
+#endif
+    }
 };
 
 inline __m512i load_tokens(const std::uint8_t* x) { return _mm512_loadu_si512(x); }
@@ -59,26 +88,13 @@ inline __m512i join(const std::uint8_t* low, const std::uint8_t* high) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(load_lanes(low)), load_lanes(high), 1);
 }
 
-inline __m512i broadcast_quad_wide(const std::int8_t* weights) {
-    std::int32_t four;
-    std::memcpy(&four, weights, sizeof four);
-    return _mm512_set1_epi32(four);
-}
-
 // Sums of a row for T tiles: 2 T registers. Interleaved inputs come in the same order.
 template <int T>
 struct Sums {
     __m512i part[2 * T] = {};
 
-    // Not the intrinsic, around which GCC 12 copies registers: 7 % slower. Where the tests emulate AVX-512 there is no
-    // such instruction, but an intrinsic.
     void add(const __m512i (&x)[2 * T], __m512i weights) {
-        for (int i = 0; i < 2 * T; ++i)
-#ifdef __AVX512VNNI__
-            asm("vpdpbusd %2, %1, %0" : "+v"(part[i]) : "v"(x[i]), "v"(weights));
-#else
-            part[i] = _mm512_dpbusd_epi32(part[i], x[i], weights);
-#endif
+        for (int i = 0; i < 2 * T; ++i) part[i] = Vector16::dot(part[i], x[i], weights);
     }
     void add(const Sums& other) {
         for (int i = 0; i < 2 * T; ++i) part[i] = _mm512_add_epi32(part[i], other.part[i]);
@@ -111,7 +127,7 @@ struct FromQuads {
 struct FromColumns {
     static void load(const ProductInput& input, const std::uint16_t* offsets, __m512i (&x)[2]) {
         const Columns columns(offsets);
-        const auto at = [&](int i) { return input.x + 8 * columns.offset(i); };
+        const auto at = [&](int i) { return input.x + kOffsetUnit * columns.offset(i); };
         const __m512i ac = join(at(0), at(2)), bd = join(at(1), at(3));
         const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
                                                6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -120,7 +136,7 @@ struct FromColumns {
     }
     static void load(const ProductInput& input, const std::uint16_t* offsets, __m512i (&x)[4]) {
         const Columns columns(offsets);
-        const auto both = [&](int i) { return load_tokens(input.x + 16 * columns.offset(i)); };
+        const auto both = [&](int i) { return load_tokens(input.x + 2 * kOffsetUnit * columns.offset(i)); };
         const __m512i a = both(0), b = both(1), c = both(2), d = both(3);
         const __m512i ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
         const __m512i cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
@@ -151,12 +167,12 @@ void multiply_survivors_of(const PackedMatrix& w, int first, int count, const Pr
         const auto add = [&](std::size_t step, Sums<T>& to) {
             __m512i x[2 * T];
             FromColumns::load(input, w.offsets.data() + kQuad * step, x);
-            to.add(x, broadcast_quad_wide(w.weights.data() + kQuad * step));
+            to.add(x, Vector16::set_quad(w.weights.data() + kQuad * step));
         };
         std::size_t step = w.strip_steps[static_cast<std::size_t>(row)];
         const std::size_t end = w.strip_steps[static_cast<std::size_t>(row) + 1];
         for (; step + 2 <= end; step += 2) {
-            if constexpr (T == 1) prefetch_behind(w, step);
+            prefetch_behind(w, step);
             add(step, even), add(step + 1, odd);
         }
         if (step < end) add(step, even);
@@ -173,8 +189,8 @@ void multiply_blocks_1x4_of(const PackedMatrix& w, int first, int count, const P
         Sums<T> s[kSets];
         const auto add = [&](std::size_t step, Sums<T>& to) {
             __m512i x[2 * T];
-            FromQuads::load<T>(input, std::size_t{8} * w.offsets[step], x);
-            to.add(x, broadcast_quad_wide(w.weights.data() + kQuad * step));
+            FromQuads::load<T>(input, std::size_t{kOffsetUnit} * w.offsets[step], x);
+            to.add(x, Vector16::set_quad(w.weights.data() + kQuad * step));
         };
         std::size_t step = w.strip_steps[static_cast<std::size_t>(row)];
         const std::size_t end = w.strip_steps[static_cast<std::size_t>(row) + 1];
@@ -200,7 +216,7 @@ void multiply_panels(const PackedMatrix& w, int first, int count, const ProductI
             else
                 From::load(input, w.offsets.data() + kQuad * step, x);
             for (int r = 0; r < kPanel; ++r)
-                s[r].add(x, broadcast_quad_wide(w.weights.data() + kPanel * kQuad * step + kQuad * r));
+                s[r].add(x, Vector16::set_quad(w.weights.data() + kPanel * kQuad * step + kQuad * r));
         }
         for (int r = 0; r < kPanel; ++r) From::store(s[r], sums + r * kLanes);
     }
@@ -240,6 +256,8 @@ const Kernels& avx512_vnni_kernels() {
         .layer_norm = layer_norm<Vector16, Vector8>,
         .softmax = softmax<Vector16, Vector8>,
         .attention = attention<Vector16>,
+        .quantize_head = quantize_head<Vector16, interleave>,
+        .integer_attention = integer_attention<Vector16>,
         .dense = dense<Vector8>,
     };
     return kernels;

@@ -39,6 +39,14 @@ struct Vector4 {
     static F power_of_two(F n) {
         return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), set_int(127)), 23));
     }
+    static F times_power_of_two(F x, F n) {
+        return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), vshlq_n_s32(vcvtnq_s32_f32(n), 23)));
+    }
+    static F split(F x, F& rest) {
+        const I bits = vreinterpretq_s32_f32(x);
+        rest = vreinterpretq_f32_s32(vorrq_s32(vandq_s32(bits, set_int(0x7fffff)), set_int(0x3f800000)));
+        return to_float(vsubq_s32(vshrq_n_s32(bits, 23), set_int(127)));
+    }
     static F if_zero(F x, F y) { return vbslq_f32(vceqzq_f32(x), y, x); }
     static F if_greater(F a, F b, F x, F y) { return vbslq_f32(vcgtq_f32(a, b), x, y); }
     static F zero_if_less(F a, F b, F x) {
@@ -51,12 +59,28 @@ struct Vector4 {
         for (std::size_t n = 0; n < N; n += 2)  // both narrowings saturate
             vst1_u8(q + lanes * n, vqmovun_s16(vcombine_s16(vqmovn_s32(levels[n]), vqmovn_s32(levels[n + 1]))));
     }
+
+    static I load_bytes(const std::uint8_t* p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
+    static void store_bytes(std::uint8_t* p, I x) { vst1q_u8(p, vreinterpretq_u8_s32(x)); }
+    static I set_quad(const std::int8_t* p) {
+        std::int32_t four;
+        std::memcpy(&four, p, sizeof four);
+        return vdupq_n_s32(four);
+    }
+    static I pack_quad(I a, I b, I c, I d) { return vsliq_n_s32(vsliq_n_s32(vsliq_n_s32(a, b, 8), c, 16), d, 24); }
+    // The instruction takes signed bytes: x - 128 instead of x, and 128 x the sum of the weights, in two halves,
+    // because 128 is no int8. The compiler keeps what belongs to x or to the weights alone.
+    static I dot(I sum, I bytes, I weights) {
+        const int8x16_t w = vreinterpretq_s8_s32(weights), half = vdupq_n_s8(64);
+        const int8x16_t x = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(bytes), vdupq_n_u8(0x80)));
+        return vdotq_s32(vaddq_s32(sum, vdotq_s32(vdotq_s32(set_int(0), w, half), w, half)), x, w);
+    }
 };
 
 // ---- Products -------------------------------------------------------------------------------------------------------
 
 // The dot product takes two signed operands, so levels enter as x - 128, which is x with its highest bit turned over;
-// every sum begins with 128 x the sum of the row's weights. Nothing overflows: 16384 columns x 255 x 64 < 2^28.
+// every sum begins with 128 x the sum of the row's weights. Nothing overflows: 8192 columns x 255 x 64 < 2^28.
 constexpr int kTokens = 16;                // of a register of levels: half a tile
 constexpr int kParts = kTokens / 4;        // registers of four tokens x four columns, or of four sums
 constexpr int kHalves = kLanes / kTokens;  // of a tile
@@ -77,7 +101,7 @@ inline int8x16_t broadcast_quad(const std::int8_t* weights) {
 
 // Half a tile of four columns wherever they are: the four levels of a token become neighbours, tokens stay in order.
 inline void load_columns(const std::uint8_t* x, const std::uint16_t* offsets, int8x16_t (&parts)[kParts]) {
-    const auto column = [&](int i) { return load_levels(x + std::size_t{8} * offsets[i]); };
+    const auto column = [&](int i) { return load_levels(x + std::size_t{kOffsetUnit} * offsets[i]); };
     const int8x16_t a = column(0), b = column(1), c = column(2), d = column(3);
     const auto words = [](int8x16_t bytes) { return vreinterpretq_s16_s8(bytes); };
     const int16x8_t ab_low = words(vzip1q_s8(a, b)), ab_high = words(vzip2q_s8(a, b));
@@ -112,7 +136,7 @@ void multiply_rows(const PackedMatrix& w, int first, int count, const ProductInp
                 if constexpr (Kind == Format::survivors)
                     load_columns(input.x + kTokens * half, w.offsets.data() + kQuad * step, x);
                 else
-                    load_quads(input.x + std::size_t{8} * w.offsets[step] + kQuad * kTokens * half, x);
+                    load_quads(input.x + std::size_t{kOffsetUnit} * w.offsets[step] + kQuad * kTokens * half, x);
                 for (int i = 0; i < kParts; ++i) s[half][i] = vdotq_s32(s[half][i], x[i], weights);
             }
         }
@@ -178,6 +202,8 @@ const Kernels& neon_kernels() {
         .layer_norm = layer_norm<Vector4, Vector4>,
         .softmax = softmax<Vector4, Vector4>,
         .attention = attention<Vector4>,
+        .quantize_head = quantize_head<Vector4, interleave>,
+        .integer_attention = integer_attention<Vector4>,
         .dense = dense<Vector4>,
     };
     return kernels;

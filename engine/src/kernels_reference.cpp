@@ -1,6 +1,7 @@
 // The definition of every kernel: plain C++, one token at a time, kept for ever. Fast kernels are tested against it, to
 // the last bit: std::fma stands where they fuse, and sums run in their order.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -29,9 +30,9 @@ void product(const PackedMatrix& w, int first, int count, const ProductInput& in
         for (std::size_t step = begin; step < end; ++step)
             for (int t = 0; t < kLanes; ++t) {
                 const auto gathered = [&](int i) {
-                    return x + 8 * w.offsets[kQuad * step + static_cast<std::size_t>(i)] + t;
+                    return x + kOffsetUnit * w.offsets[kQuad * step + static_cast<std::size_t>(i)] + t;
                 };
-                const auto listed_quad = [&](int i) { return x + 8 * w.offsets[step] + kQuad * t + i; };
+                const auto listed_quad = [&](int i) { return x + kOffsetUnit * w.offsets[step] + kQuad * t + i; };
                 const auto next_quad = [&](int i) { return x + (step - begin) * kQuad * kLanes + kQuad * t + i; };
                 const std::int8_t* weights = w.weights.data() + kHeight * kQuad * step;
                 std::int32_t* to = sums + (kHeight == 1 ? w.strip_rows[strip] : row) * kLanes;
@@ -55,18 +56,26 @@ void interleave(const std::uint8_t* q, int stride, int features, std::uint8_t* q
 // ------------------------------------------------------------------------------------
 
 float gelu(float x) {
-    if (std::abs(x) > kErfEnd) return std::max(0.0f, x);
-    const float t = std::fma(x * x, 2.0f / (kErfEnd * kErfEnd), -1.0f);
-    constexpr int kTerms = sizeof kErf / sizeof kErf[0];
-    float sum = kErf[kTerms - 1];
-    for (int i = kTerms - 2; i >= 0; --i) sum = std::fma(sum, t, kErf[i]);
-    const float half = 0.5f * x;
-    return std::fma(half, x * sum, half);
+    const float square = x * x;
+    if (square > kErfEnd * kErfEnd) return std::max(0.0f, x);
+    const float t = std::fma(square, 2.0f / (kErfEnd * kErfEnd), -1.0f);
+    constexpr int kTerms = sizeof kHalfErf / sizeof kHalfErf[0];
+    float sum = kHalfErf[kTerms - 1];
+    for (int i = kTerms - 2; i >= 0; --i) sum = std::fma(sum, t, kHalfErf[i]);
+    return std::fma(square, sum, x * 0.5f);
+}
+
+// The lowest and highest of each token, and 0.
+void widen(float* range, int token, float value) {
+    if (range == nullptr) return;
+    range[token] = std::min(range[token], value);
+    range[kLanes + token] = std::max(range[kLanes + token], value);
 }
 
 template <bool Gelu>
 void dequantize(const PackedMatrix& w, int first, int count, const std::int32_t* sums, const float* scales,
-                const std::int32_t* zeros, const float* residual, float* y) {
+                const std::int32_t* zeros, const float* residual, float* y, float* range) {
+    if (range != nullptr) std::fill_n(range, 2 * kLanes, 0.0f);
     for (int i = 0; i < count * kLanes; ++i) {
         const auto row = static_cast<std::size_t>(first + i / kLanes);
         const int t = i % kLanes;
@@ -74,6 +83,7 @@ void dequantize(const PackedMatrix& w, int first, int count, const std::int32_t*
         float value = w.scales[row] * scales[t] * static_cast<float>(exact) + w.biases[row];
         if (residual != nullptr) value += residual[i];
         y[i] = Gelu ? gelu(value) : value;
+        widen(range, t, y[i]);
     }
 }
 
@@ -82,19 +92,20 @@ std::int32_t round_even(float x) {
     return std::abs(x) < 2147483648.0f ? static_cast<std::int32_t>(std::nearbyintf(x)) : INT32_MIN;
 }
 
-void quantize(const float* x, int features, int groups, std::uint8_t* q, int stride, float* scales,
-              std::int32_t* zeros) {
+void quantize(const float* x, int features, int groups, const float* range, int bounds, std::uint8_t* q, int stride,
+              float* scales, std::int32_t* zeros) {
     for (int t = 0; t < groups * kGroup; ++t) {
         float low = 0, high = 0;
-        for (int f = 0; f < features; ++f) {
-            low = std::min(low, x[f * kLanes + t]);
-            high = std::max(high, x[f * kLanes + t]);
+        for (int b = 0; b < bounds; ++b) {
+            low = std::min(low, range[b * kLanes + t]);
+            high = std::max(high, range[b * kLanes + t]);
         }
         const float step = (high - low) / 255.0f;
-        scales[t] = step == 0 ? 1.0f : step;
-        zeros[t] = std::clamp(round_even(-low / scales[t]), 0, 255);
+        scales[t] = kSmallestStep > step ? 1.0f : step;
+        const float inverse = 1.0f / scales[t];
+        zeros[t] = std::clamp(round_even(-low * inverse), 0, 255);
         for (int f = 0; f < features; ++f) {
-            const std::int64_t level = std::int64_t{round_even(x[f * kLanes + t] / scales[t])} + zeros[t];
+            const std::int64_t level = std::int64_t{round_even(x[f * kLanes + t] * inverse)} + zeros[t];
             q[f * stride + t] = static_cast<std::uint8_t>(std::clamp<std::int64_t>(level, 0, 255));
         }
     }
@@ -103,7 +114,8 @@ void quantize(const float* x, int features, int groups, std::uint8_t* q, int str
 // ---- LayerNorm
 // ---------------------------------------------------------------------------------------------------------
 
-void layer_norm(float* x, int features, int groups, const float* weight, const float* bias, float epsilon) {
+void layer_norm(float* x, int features, int groups, const float* weight, const float* bias, float epsilon,
+                float* range) {
     const auto count = static_cast<float>(features);
     for (int t = 0; t < groups * kGroup; ++t) {
         float sum = 0, squares = 0;
@@ -114,8 +126,11 @@ void layer_norm(float* x, int features, int groups, const float* weight, const f
             squares = std::fma(centered, centered, squares);
         }
         const float inverse = 1.0f / std::sqrt(squares / count + epsilon);
-        for (int f = 0; f < features; ++f)
+        if (range != nullptr) range[t] = range[kLanes + t] = 0;
+        for (int f = 0; f < features; ++f) {
             x[f * kLanes + t] = std::fma((x[f * kLanes + t] - mean) * inverse, weight[f], bias[f]);
+            widen(range, t, x[f * kLanes + t]);
+        }
     }
 }
 
@@ -171,6 +186,102 @@ void attention(const AttentionBlock& b, float* scratch) {
     }
 }
 
+// log2(x) of a normal number: its exponent, and a polynomial of the rest.
+float log2_normal(float x) {
+    const auto bits = std::bit_cast<std::uint32_t>(x);
+    const float rest = std::bit_cast<float>((bits & 0x7fffff) | 0x3f800000) - 1;
+    constexpr int kTerms = sizeof kLog2 / sizeof kLog2[0];
+    float sum = kLog2[kTerms - 1];
+    for (int i = kTerms - 2; i >= 0; --i) sum = std::fma(sum, rest, kLog2[i]);
+    return static_cast<float>(static_cast<int>(bits >> 23) - 127) + sum;
+}
+
+// 255 x 2^x for x <= 0.
+float weight_of(float x) {
+    x = x > kExp2End ? x : kExp2End;  // and so is what is no number
+    const float n = std::nearbyintf(x), rest = x - n;
+    constexpr int kTerms = sizeof kExp2 / sizeof kExp2[0];
+    float sum = kExp2[kTerms - 1];
+    for (int i = kTerms - 2; i >= 0; --i) sum = std::fma(sum, rest, kExp2[i]);
+    return std::ldexp(sum, static_cast<int>(n));
+}
+
+// How one token's part of a head becomes levels in [-limit, limit].
+struct Symmetric {
+    int limit;
+    float scale, inverse;
+
+    Symmetric(const float* x, int features, int most) : limit(most) {
+        float low = 0, high = 0;
+        for (int f = 0; f < features; ++f) {
+            low = low < x[f * kLanes] ? low : x[f * kLanes];
+            high = high > x[f * kLanes] ? high : x[f * kLanes];
+        }
+        const float largest = high > low * -1 ? high : low * -1, step = largest * (1.0f / static_cast<float>(most));
+        scale = step > kSmallestScale ? step : kSmallestScale;
+        inverse = 1.0f / scale;
+    }
+    int level(float x) const { return std::clamp(round_even(x * inverse), -limit, limit); }
+};
+
+void quantize_head(const float* query, const float* key, const float* value, int head_size, HeadTile head) {
+    const float factor = 1.44269504f / std::sqrt(static_cast<float>(head_size));
+    std::memset(head.query, 0, static_cast<std::size_t>(2 * HeadTile::quads(head_size)));  // and the key's
+    const auto quad = [](int f, int t) { return (f / kQuad * kLanes + t) * kQuad + f % kQuad; };
+    for (int t = 0; t < kLanes; ++t) {
+        const Symmetric q(query + t, head_size, kQueryLimit), k(key + t, head_size, kKeyLimit),
+            v(value + t, head_size, kKeyLimit);
+        head.query_factor[t] = q.scale * factor;
+        head.key_scale[t] = k.scale;
+        head.key_start[t] = 0;
+        head.value_log2[t] = log2_normal(v.scale);
+        head.value_inverse[t] = v.inverse;
+        for (int f = 0; f < head_size; ++f) {
+            const int at = f * kLanes + t, level = k.level(key[at]);
+            head.query[quad(f, t)] = static_cast<std::uint8_t>(q.level(query[at]) + kQueryOffset);
+            head.key[quad(f, t)] = static_cast<std::int8_t>(level);
+            head.key_start[t] -= kQueryOffset * level;
+            head.value[at] = static_cast<std::int8_t>(v.level(value[at]));
+        }
+    }
+}
+
+// A weight is a key's share of the attention times the scale of its value, so that levels of values can be summed as
+// they are; the largest of a query is 255.
+void integer_attention(const IntegerAttentionBlock& b, float* scores) {
+    const auto head = [&](int lane) {
+        return HeadTile(b.heads + static_cast<std::size_t>(lane / kLanes) * b.tile_stride, b.head_size);
+    };
+    for (int lane = b.first_query; lane < b.first_query + b.groups * kGroup; ++lane) {
+        const HeadTile q = head(lane);
+        const int t = lane % kLanes;
+        float highest = -3e38f, sum = 0;
+        for (int k = 0; k < b.length; ++k) {
+            const HeadTile h = head(b.first_lane + k);
+            const int s = (b.first_lane + k) % kLanes;
+            std::int32_t product = h.key_start[s];
+            for (int f = 0; f < (b.head_size + kQuad - 1) / kQuad; ++f)
+                for (int i = 0; i < kQuad; ++i)
+                    product += q.query[(f * kLanes + t) * kQuad + i] * h.key[(f * kLanes + s) * kQuad + i];
+            scores[k] = std::fma(static_cast<float>(product) * q.query_factor[t], h.key_scale[s], h.value_log2[s]);
+            highest = highest > scores[k] ? highest : scores[k];
+        }
+        for (int k = 0; k < b.length; ++k) {
+            const float weight = weight_of(scores[k] - highest);
+            sum = std::fma(weight, head(b.first_lane + k).value_inverse[(b.first_lane + k) % kLanes], sum);
+            scores[k] = static_cast<float>(round_even(weight));
+        }
+        float* context = b.context + static_cast<std::size_t>(lane / kLanes) * b.context_stride + t;
+        for (int f = 0; f < b.head_size; ++f) {
+            std::int32_t product = 0;
+            for (int k = 0; k < b.length; ++k)
+                product += static_cast<std::int32_t>(scores[k]) *
+                           head(b.first_lane + k).value[f * kLanes + (b.first_lane + k) % kLanes];
+            context[f * kLanes] = static_cast<float>(product) * (1.0f / sum);
+        }
+    }
+}
+
 // ---- The task head --------------------------------------------------------------------------------------------------
 
 void dense(const float* w, const float* bias, int rows, int columns, const float* x, int groups, float* y) {
@@ -202,6 +313,8 @@ const Kernels& reference_kernels() {
         .layer_norm = layer_norm,
         .softmax = softmax,
         .attention = attention,
+        .quantize_head = quantize_head,
+        .integer_attention = integer_attention,
         .dense = dense,
     };
     return kernels;

@@ -9,8 +9,12 @@
 // add, sub, mul, div, sqrt, min, max (the second operand if one is no number); fma(a, b, c) = a b + c; fnma(a, b, c) =
 // c - a b; round (halves to even), to_int (the same), to_float, add_int, sub_int, mul_int, clamp_int; power_of_two(n) =
 // 2^n for a whole n in -126..127; if_zero(x, y) = x == 0 ? y : x; if_greater(a, b, x, y) = a > b ? x : y;
-// zero_if_less(a, b, x) = a < b ? 0 : x; store_bytes(q, levels[N]): levels clipped to 0..255; and `keys`, `features`:
-// how many sums per query vector the registers hold besides three query vectors (or 24 query lanes) of operands.
+// zero_if_less(a, b, x) = a < b ? 0 : x; times_power_of_two(x, n) = x 2^n where both are normal; split(x, rest) = the
+// whole part of log2(x), and x without it, in [1, 2), of a normal x > 0; store_bytes(q, levels[N]): levels clipped to
+// 0..255; and on I as four bytes a lane: load_bytes, store_bytes(q, I), set_quad (the same four in every lane),
+// pack_quad (of four I's lowest bytes), dot(sum, unsigned bytes, signed bytes) = sum + their products; and `keys`,
+// `features`: how many sums per query vector the registers hold besides three query vectors (or 24 query lanes) of
+// operands.
 #pragma once
 
 #include <algorithm>
@@ -27,79 +31,99 @@ namespace {
 
 template <class V>
 inline typename V::F gelu(typename V::F x) {
-    const auto t = V::fma(V::mul(x, x), V::set(2.0f / (kErfEnd * kErfEnd)), V::set(-1.0f));
-    constexpr int kTerms = sizeof kErf / sizeof kErf[0];
-    auto sum = V::set(kErf[kTerms - 1]);
-    for (int i = kTerms - 2; i >= 0; --i) sum = V::fma(sum, t, V::set(kErf[i]));
-    const auto half = V::mul(x, V::set(0.5f));
-    const auto inside = V::fma(half, V::mul(x, sum), half);
+    const auto square = V::mul(x, x);
+    const auto t = V::fma(square, V::set(2.0f / (kErfEnd * kErfEnd)), V::set(-1.0f));
+    constexpr int kTerms = sizeof kHalfErf / sizeof kHalfErf[0];
+    auto sum = V::set(kHalfErf[kTerms - 1]);
+    for (int i = kTerms - 2; i >= 0; --i) sum = V::fma(sum, t, V::set(kHalfErf[i]));
+    const auto inside = V::fma(square, sum, V::mul(x, V::set(0.5f)));
     const auto outside = V::max(V::set(0.0f), x);
-    return V::if_greater(V::max(x, V::mul(x, V::set(-1.0f))), V::set(kErfEnd), outside, inside);
+    return V::if_greater(square, V::set(kErfEnd * kErfEnd), outside, inside);
 }
 
-// Multiplications and additions are kept apart here and in the quantizer: torch has no fused ones there.
+// Multiplications and additions are kept apart here: torch has no fused ones there. The numbers of the tokens are read
+// once, not for every row: the compiler could not know that y does not overwrite them.
 template <class V, bool Gelu>
 void dequantize(const PackedMatrix& w, int first, int count, const std::int32_t* sums, const float* scales,
-                const std::int32_t* zeros, const float* residual, float* y) {
+                const std::int32_t* zeros, const float* residual, float* y, float* range) {
+    constexpr int N = kLanes / V::lanes;
+    typename V::F scale[N], low[N], high[N];
+    typename V::I zero[N];
+    for (int n = 0; n < N; ++n) {
+        low[n] = high[n] = V::set(0.0f);
+        scale[n] = V::load(scales + n * V::lanes);
+        zero[n] = V::load_int(zeros + n * V::lanes);
+    }
     for (int row = first; row < first + count; ++row, sums += kLanes, y += kLanes) {
         const auto r = static_cast<std::size_t>(row);
         const auto row_sum = V::set_int(w.row_sums[r]);
         const auto row_scale = V::set(w.scales[r]), bias = V::set(w.biases[r]);
-        for (int lane = 0; lane < kLanes; lane += V::lanes) {
-            const auto exact = V::sub_int(V::load_int(sums + lane), V::mul_int(V::load_int(zeros + lane), row_sum));
-            const auto scale = V::mul(row_scale, V::load(scales + lane));
-            auto value = V::add(V::mul(scale, V::to_float(exact)), bias);
-            if (residual != nullptr) value = V::add(value, V::load(residual + lane));
-            V::store(y + lane, Gelu ? gelu<V>(value) : value);
+        for (int n = 0; n < N; ++n) {
+            const auto exact = V::sub_int(V::load_int(sums + n * V::lanes), V::mul_int(zero[n], row_sum));
+            auto value = V::add(V::mul(V::mul(row_scale, scale[n]), V::to_float(exact)), bias);
+            if (residual != nullptr) value = V::add(value, V::load(residual + n * V::lanes));
+            if (Gelu) value = gelu<V>(value);
+            low[n] = V::min(low[n], value);
+            high[n] = V::max(high[n], value);
+            V::store(y + n * V::lanes, value);
         }
         if (residual != nullptr) residual += kLanes;
+    }
+    if (range == nullptr) return;
+    for (int n = 0; n < N; ++n) {
+        V::store(range + n * V::lanes, low[n]);
+        V::store(range + kLanes + n * V::lanes, high[n]);
     }
 }
 
 // N neighbouring vectors of lanes.
 template <class V, int N>
-void quantize_vectors(const float* x, int features, std::uint8_t* q, int stride, float* scales, std::int32_t* zeros) {
-    typename V::F low[N], high[N], scale[N];
+void quantize_vectors(const float* x, int features, const float* range, int bounds, std::uint8_t* q, int stride,
+                      float* scales, std::int32_t* zeros) {
+    typename V::F low[N], high[N], inverse[N];
     typename V::I zero[N];
     for (int n = 0; n < N; ++n) low[n] = high[n] = V::set(0.0f);
-    for (int f = 0; f < features; ++f)
+    for (int b = 0; b < bounds; ++b)
         for (int n = 0; n < N; ++n) {
-            const auto value = V::load(x + f * kLanes + n * V::lanes);
+            const auto value = V::load(range + b * kLanes + n * V::lanes);
             low[n] = V::min(low[n], value);
             high[n] = V::max(high[n], value);
         }
     for (int n = 0; n < N; ++n) {
-        scale[n] = V::if_zero(V::div(V::sub(high[n], low[n]), V::set(255.0f)), V::set(1.0f));
-        zero[n] = V::clamp_int(V::to_int(V::div(V::mul(low[n], V::set(-1.0f)), scale[n])), 0, 255);
-        V::store(scales + n * V::lanes, scale[n]);
+        const auto step = V::div(V::sub(high[n], low[n]), V::set(255.0f));
+        const auto scale = V::if_greater(V::set(kSmallestStep), step, V::set(1.0f), step);
+        inverse[n] = V::div(V::set(1.0f), scale);
+        zero[n] = V::clamp_int(V::to_int(V::mul(V::mul(low[n], V::set(-1.0f)), inverse[n])), 0, 255);
+        V::store(scales + n * V::lanes, scale);
         V::store_int(zeros + n * V::lanes, zero[n]);
     }
     for (int f = 0; f < features; ++f) {
         typename V::I levels[N];
         for (int n = 0; n < N; ++n)
-            levels[n] = V::add_int(V::to_int(V::div(V::load(x + f * kLanes + n * V::lanes), scale[n])), zero[n]);
+            levels[n] = V::add_int(V::to_int(V::mul(V::load(x + f * kLanes + n * V::lanes), inverse[n])), zero[n]);
         V::store_bytes(q + f * stride, levels);
     }
 }
 
 // V works on whole tiles, Small on single groups of 8 lanes; the instructions, and so the bits, are of one kind.
 template <class V, class Small>
-void quantize(const float* x, int features, int groups, std::uint8_t* q, int stride, float* scales,
-              std::int32_t* zeros) {
-    if (groups == kGroups) return quantize_vectors<V, kLanes / V::lanes>(x, features, q, stride, scales, zeros);
+void quantize(const float* x, int features, int groups, const float* range, int bounds, std::uint8_t* q, int stride,
+              float* scales, std::int32_t* zeros) {
+    if (groups == kGroups)
+        return quantize_vectors<V, kLanes / V::lanes>(x, features, range, bounds, q, stride, scales, zeros);
     for (int lane = 0; lane < groups * kGroup; lane += kGroup)
-        quantize_vectors<Small, kGroup / Small::lanes>(x + lane, features, q + lane, stride, scales + lane,
-                                                       zeros + lane);
+        quantize_vectors<Small, kGroup / Small::lanes>(x + lane, features, range + lane, bounds, q + lane, stride,
+                                                       scales + lane, zeros + lane);
 }
 
 // ---- LayerNorm
 // -------------------------------------------------------------------------------------------------------
 
 template <class V, int N>
-void layer_norm_vectors(float* x, int features, const float* weight, const float* bias, float epsilon) {
+void layer_norm_vectors(float* x, int features, const float* weight, const float* bias, float epsilon, float* range) {
     const auto count = V::set(static_cast<float>(features));
-    typename V::F mean[N], inverse[N];
-    for (int n = 0; n < N; ++n) mean[n] = inverse[n] = V::set(0.0f);
+    typename V::F mean[N], inverse[N], low[N], high[N];
+    for (int n = 0; n < N; ++n) mean[n] = inverse[n] = low[n] = high[n] = V::set(0.0f);
     const auto at = [&](int f, int n) { return x + f * kLanes + n * V::lanes; };
     for (int f = 0; f < features; ++f)
         for (int n = 0; n < N; ++n) mean[n] = V::add(mean[n], V::load(at(f, n)));
@@ -117,16 +141,26 @@ void layer_norm_vectors(float* x, int features, const float* weight, const float
         const auto w = V::set(weight[f]), b = V::set(bias[f]);
         for (int n = 0; n < N; ++n) {
             const auto normal = V::mul(V::sub(V::load(at(f, n)), mean[n]), inverse[n]);
-            V::store(at(f, n), V::fma(normal, w, b));
+            const auto value = V::fma(normal, w, b);
+            low[n] = V::min(low[n], value);
+            high[n] = V::max(high[n], value);
+            V::store(at(f, n), value);
         }
+    }
+    if (range == nullptr) return;
+    for (int n = 0; n < N; ++n) {
+        V::store(range + n * V::lanes, low[n]);
+        V::store(range + kLanes + n * V::lanes, high[n]);
     }
 }
 
 template <class V, class Small>
-void layer_norm(float* x, int features, int groups, const float* weight, const float* bias, float epsilon) {
-    if (groups == kGroups) return layer_norm_vectors<V, kLanes / V::lanes>(x, features, weight, bias, epsilon);
+void layer_norm(float* x, int features, int groups, const float* weight, const float* bias, float epsilon,
+                float* range) {
+    if (groups == kGroups) return layer_norm_vectors<V, kLanes / V::lanes>(x, features, weight, bias, epsilon, range);
     for (int lane = 0; lane < groups * kGroup; lane += kGroup)
-        layer_norm_vectors<Small, kGroup / Small::lanes>(x + lane, features, weight, bias, epsilon);
+        layer_norm_vectors<Small, kGroup / Small::lanes>(x + lane, features, weight, bias, epsilon,
+                                                         range == nullptr ? nullptr : range + lane);
 }
 
 // ---- Attention ------------------------------------------------------------------------------------------------------
@@ -246,6 +280,216 @@ void attention_vectors(const AttentionBlock& b, float* scratch) {
     for (; d < b.head_size; ++d) mix_values<V, N, 1>(b, d, scores, inverse);
 }
 
+// ---- Attention in 8 bits --------------------------------------------------------------------------------------------
+
+// Levels of 32 tokens, [features][32], as level + 128; scales, their inverses, and -128 x the sum of levels.
+template <class V>
+void symmetric_levels(const float* x, int features, int limit, std::uint8_t* levels, float* scales, float* inverses,
+                      std::int32_t* starts) {
+    constexpr int N = kLanes / V::lanes;
+    typename V::F low[N], high[N], inverse[N];
+    typename V::I sum[N];
+    for (int n = 0; n < N; ++n) low[n] = high[n] = V::set(0.0f), sum[n] = V::set_int(0);
+    for (int f = 0; f < features; ++f)
+        for (int n = 0; n < N; ++n) {
+            const auto value = V::load(x + f * kLanes + n * V::lanes);
+            low[n] = V::min(low[n], value);
+            high[n] = V::max(high[n], value);
+        }
+    for (int n = 0; n < N; ++n) {
+        const auto largest = V::max(high[n], V::mul(low[n], V::set(-1.0f)));
+        const auto step = V::mul(largest, V::set(1.0f / static_cast<float>(limit)));
+        const auto scale = V::max(step, V::set(kSmallestScale));
+        inverse[n] = V::div(V::set(1.0f), scale);
+        V::store(scales + n * V::lanes, scale);
+        V::store(inverses + n * V::lanes, inverse[n]);
+    }
+    for (int f = 0; f < features; ++f) {
+        typename V::I all[N];
+        for (int n = 0; n < N; ++n) {
+            const auto exact = V::to_int(V::mul(V::load(x + f * kLanes + n * V::lanes), inverse[n]));
+            const auto level = V::clamp_int(exact, -limit, limit);
+            sum[n] = V::add_int(sum[n], level);
+            all[n] = V::add_int(level, V::set_int(128));
+        }
+        V::store_bytes(levels + f * kLanes, all);
+    }
+    for (int n = 0; n < N; ++n) V::store_int(starts + n * V::lanes, V::mul_int(sum[n], V::set_int(-kQueryOffset)));
+}
+
+// From level + 128 to the level as an int8, which is to turn the highest bit over.
+inline void turn_signed(std::uint8_t* levels, int count) {
+    for (int i = 0; i < count; ++i) levels[i] ^= 0x80;
+}
+
+template <class V>
+inline typename V::F log2_normal(typename V::F x) {
+    typename V::F rest;
+    const auto exponent = V::split(x, rest);
+    rest = V::sub(rest, V::set(1.0f));
+    constexpr int kTerms = sizeof kLog2 / sizeof kLog2[0];
+    auto sum = V::set(kLog2[kTerms - 1]);
+    for (int i = kTerms - 2; i >= 0; --i) sum = V::fma(sum, rest, V::set(kLog2[i]));
+    return V::add(exponent, sum);
+}
+
+// Query and key pass through the room of the value on their way to quads.
+template <class V, auto Interleave>
+void quantize_head(const float* query, const float* key, const float* value, int head_size, HeadTile head) {
+    const float factor = 1.44269504f / std::sqrt(static_cast<float>(head_size));
+    float unused[kLanes];
+    std::int32_t unused_starts[kLanes];
+    auto* levels = reinterpret_cast<std::uint8_t*>(head.value);  // the value itself comes last
+    symmetric_levels<V>(query, head_size, kQueryLimit, levels, head.query_factor, unused, unused_starts);
+    for (int t = 0; t < kLanes; ++t) head.query_factor[t] *= factor;
+    Interleave(levels, kLanes, head_size, head.query);
+    symmetric_levels<V>(key, head_size, kKeyLimit, levels, head.key_scale, unused, head.key_start);
+    turn_signed(levels, head_size * kLanes);
+    Interleave(levels, kLanes, head_size, reinterpret_cast<std::uint8_t*>(head.key));
+    symmetric_levels<V>(value, head_size, kKeyLimit, levels, head.value_log2, head.value_inverse, unused_starts);
+    turn_signed(levels, head_size * kLanes);
+    for (int t = 0; t < kLanes; t += V::lanes)
+        V::store(head.value_log2 + t, log2_normal<V>(V::load(head.value_log2 + t)));
+}
+
+// What the parts of integer attention share: N vectors of queries, and where a key's numbers are.
+template <class V, int N>
+struct Integers {
+    static constexpr int kWidth = N * V::lanes;
+    const IntegerAttentionBlock& block;
+
+    HeadTile head(int lane) const {
+        return HeadTile(block.heads + static_cast<std::size_t>(lane / kLanes) * block.tile_stride, block.head_size);
+    }
+
+    // scores[key][kWidth] in powers of two for V::keys neighbouring keys, of which `count` are the sequence's; raises
+    // `highest`.
+    void score(const std::uint8_t* queries, const float* factors, int key, int count, float* scores,
+               typename V::F (&highest)[N]) const {
+        const int lane = block.first_lane + key, at = lane % kLanes;
+        const HeadTile keys = head(lane);
+        typename V::I sums[V::keys][N];
+        for (int k = 0; k < V::keys; ++k)
+            for (auto& sum : sums[k]) sum = V::set_int(keys.key_start[at + k]);
+        const std::int8_t* quad = keys.key + at * kQuad;
+        for (int j = 0; j < (block.head_size + kQuad - 1) / kQuad; ++j, quad += kLanes * kQuad) {
+            typename V::I query[N];
+            for (int n = 0; n < N; ++n) query[n] = V::load_bytes(queries + (j * N + n) * V::lanes * kQuad);
+            for (int k = 0; k < V::keys; ++k) {
+                const auto levels = V::set_quad(quad + k * kQuad);
+                for (int n = 0; n < N; ++n) sums[k][n] = V::dot(sums[k][n], query[n], levels);
+            }
+        }
+        for (int k = 0; k < V::keys; ++k) {
+            const auto scale = V::set(keys.key_scale[at + k]), value = V::set(keys.value_log2[at + k]);
+            for (int n = 0; n < N; ++n) {
+                const auto factor = V::load(factors + n * V::lanes);
+                const auto score = V::fma(V::mul(V::to_float(sums[k][n]), factor), scale, value);
+                V::store(scores + (k * N + n) * V::lanes, score);
+                if (k < count) highest[n] = V::max(highest[n], score);
+            }
+        }
+    }
+
+    static typename V::F weight(typename V::F x) {
+        x = V::max(x, V::set(kExp2End));
+        const auto n = V::round(x), rest = V::sub(x, n);
+        constexpr int kTerms = sizeof kExp2 / sizeof kExp2[0];
+        auto sum = V::set(kExp2[kTerms - 1]);
+        for (int i = kTerms - 2; i >= 0; --i) sum = V::fma(sum, rest, V::set(kExp2[i]));
+        return V::times_power_of_two(sum, n);
+    }
+
+    // The weights of four neighbouring keys as bytes, `count` of which are the sequence's.
+    template <int Count>
+    void weigh(const float* scores, const float* inverses, const typename V::F (&highest)[N], typename V::F (&sum)[N],
+               std::uint8_t* weights) const {
+        for (int n = 0; n < N; ++n) {
+            typename V::I levels[kQuad];
+            for (int k = 0; k < kQuad; ++k) levels[k] = V::set_int(0);
+            for (int k = 0; k < Count; ++k) {
+                const auto exact = weight(V::sub(V::load(scores + (k * N + n) * V::lanes), highest[n]));
+                sum[n] = V::fma(exact, V::set(inverses[k]), sum[n]);
+                levels[k] = V::to_int(exact);
+            }
+            V::store_bytes(weights + n * V::lanes * kQuad, V::pack_quad(levels[0], levels[1], levels[2], levels[3]));
+        }
+    }
+
+    // Weights take the place of scores, [ceil(keys / 4)][kWidth][4] bytes; inverse[kWidth] = 1 / their sum.
+    void weigh_all(float* scores, const typename V::F (&highest)[N], float* inverse) const {
+        typename V::F sum[N];
+        for (auto& s : sum) s = V::set(0.0f);
+        auto* weights = reinterpret_cast<std::uint8_t*>(scores);
+        for (int k = 0; k < block.length; k += kQuad, weights += kWidth * kQuad) {
+            const int lane = block.first_lane + k;
+            const float *from = scores + k * kWidth, *inverses = head(lane).value_inverse + lane % kLanes;
+            const int count = std::min(kQuad, block.length - k);
+            if (count == 4) weigh<4>(from, inverses, highest, sum, weights);
+            if (count == 3) weigh<3>(from, inverses, highest, sum, weights);
+            if (count == 2) weigh<2>(from, inverses, highest, sum, weights);
+            if (count == 1) weigh<1>(from, inverses, highest, sum, weights);
+        }
+        for (int n = 0; n < N; ++n) V::store(inverse + n * V::lanes, V::div(V::set(1.0f), sum[n]));
+    }
+
+    // context[feature][lane] for D neighbouring features.
+    template <int D>
+    void mix(int feature, const std::uint8_t* weights, const float* inverse) const {
+        typename V::I sums[D][N];
+        for (auto& row : sums)
+            for (auto& sum : row) sum = V::set_int(0);
+        for (int k = 0; k < block.length;) {
+            const int lane = block.first_lane + k;
+            const std::int8_t* value = head(lane).value + feature * kLanes + lane % kLanes;
+            const int stop = std::min(block.length, k + kLanes - lane % kLanes);
+            for (; k < stop; k += kQuad, value += kQuad, weights += kWidth * kQuad) {
+                typename V::I weight[N];
+                for (int n = 0; n < N; ++n) weight[n] = V::load_bytes(weights + n * V::lanes * kQuad);
+                for (int d = 0; d < D; ++d) {
+                    const auto levels = V::set_quad(value + d * kLanes);
+                    for (int n = 0; n < N; ++n) sums[d][n] = V::dot(sums[d][n], weight[n], levels);
+                }
+            }
+        }
+        for (int d = 0; d < D; ++d) {
+            float mixed[kWidth];
+            for (int n = 0; n < N; ++n)
+                V::store(mixed + n * V::lanes, V::mul(V::to_float(sums[d][n]), V::load(inverse + n * V::lanes)));
+            for (int g = 0; g < block.groups; ++g) {  // the last vector may be wider than the block
+                const int lane = block.first_query + g * kGroup;
+                std::memcpy(block.context + static_cast<std::size_t>(lane / kLanes) * block.context_stride +
+                                (feature + d) * kLanes + lane % kLanes,
+                            mixed + g * kGroup, kGroup * sizeof(float));
+            }
+        }
+    }
+
+    void run(float* scratch) const {
+        const int quads = (block.head_size + kQuad - 1) / kQuad;
+        auto* queries = reinterpret_cast<std::uint8_t*>(scratch);
+        float* scores = scratch + quads * kWidth;
+        float factors[kWidth], inverse[kWidth];
+        for (int g = 0; g < kWidth / kGroup; ++g) {  // beyond the block: its first queries again, which nobody reads
+            const int lane = block.first_query + (g < block.groups ? g : 0) * kGroup;
+            const HeadTile from = head(lane);
+            std::memcpy(factors + g * kGroup, from.query_factor + lane % kLanes, kGroup * sizeof(float));
+            for (int j = 0; j < quads; ++j)
+                std::memcpy(queries + (j * kWidth + g * kGroup) * kQuad,
+                            from.query + (j * kLanes + lane % kLanes) * kQuad, kGroup * kQuad);
+        }
+        typename V::F highest[N];
+        for (auto& h : highest) h = V::set(-3e38f);
+        for (int k = 0; k < block.length; k += V::keys)
+            score(queries, factors, k, std::min(V::keys, block.length - k), scores + k * kWidth, highest);
+        weigh_all(scores, highest, inverse);
+        const auto* weights = reinterpret_cast<const std::uint8_t*>(scores);
+        int d = 0;
+        for (; d + V::features <= block.head_size; d += V::features) mix<V::features>(d, weights, inverse);
+        for (; d < block.head_size; ++d) mix<1>(d, weights, inverse);
+    }
+};
+
 // Up to three units of queries at once; a unit is a vector, or a group of 8 lanes where vectors are narrower.
 template <class V>
 inline constexpr int kQueryUnit = V::lanes < kGroup ? kGroup / V::lanes : 1;
@@ -253,12 +497,27 @@ template <class V>
 inline constexpr int kQueryGroups = 3 * kQueryUnit<V> * V::lanes / kGroup;
 
 template <class V>
+int query_units(int groups) {
+    constexpr int kUnitGroups = kQueryUnit<V> * V::lanes / kGroup;
+    return (groups + kUnitGroups - 1) / kUnitGroups;
+}
+
+template <class V>
 void attention(const AttentionBlock& block, float* scratch) {
-    constexpr int kUnit = kQueryUnit<V>, kUnitGroups = kUnit * V::lanes / kGroup;
-    const int units = (block.groups + kUnitGroups - 1) / kUnitGroups;
+    constexpr int kUnit = kQueryUnit<V>;
+    const int units = query_units<V>(block.groups);
     if (units == 3) return attention_vectors<V, 3 * kUnit>(block, scratch);
     if (units == 2) return attention_vectors<V, 2 * kUnit>(block, scratch);
     attention_vectors<V, kUnit>(block, scratch);
+}
+
+template <class V>
+void integer_attention(const IntegerAttentionBlock& block, float* scratch) {
+    constexpr int kUnit = kQueryUnit<V>;
+    const int units = query_units<V>(block.groups);
+    if (units == 3) return Integers<V, 3 * kUnit>{block}.run(scratch);
+    if (units == 2) return Integers<V, 2 * kUnit>{block}.run(scratch);
+    Integers<V, kUnit>{block}.run(scratch);
 }
 
 // ---- The task head --------------------------------------------------------------------------------------------------

@@ -42,6 +42,16 @@ struct Vector8 {
     static F power_of_two(F n) {
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), set_int(127)), 23));
     }
+    static F times_power_of_two(F x, F n) {
+        const I shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+        return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), shift));
+    }
+    static F split(F x, F& rest) {
+        const I bits = _mm256_castps_si256(x);
+        const I fraction = _mm256_and_si256(bits, set_int(0x7fffff));
+        rest = _mm256_castsi256_ps(_mm256_or_si256(fraction, set_int(0x3f800000)));
+        return to_float(_mm256_sub_epi32(_mm256_srli_epi32(bits, 23), set_int(127)));
+    }
     static F if_zero(F x, F y) { return _mm256_blendv_ps(x, y, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_EQ_OQ)); }
     static F if_greater(F a, F b, F x, F y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
     static F zero_if_less(F a, F b, F x) { return _mm256_and_ps(x, _mm256_cmp_ps(a, b, _CMP_NLT_UQ)); }
@@ -59,6 +69,24 @@ struct Vector8 {
             _mm_packs_epi32(_mm256_castsi256_si128(levels[0]), _mm256_extracti128_si256(levels[0], 1));
         _mm_storel_epi64(reinterpret_cast<__m128i*>(q), _mm_packus_epi16(words, words));
     }
+
+    static I load_bytes(const std::uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    static void store_bytes(std::uint8_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+    static I set_quad(const std::int8_t* p) {
+        std::int32_t four;
+        std::memcpy(&four, p, sizeof four);
+        return _mm256_set1_epi32(four);
+    }
+    static I pack_quad(I a, I b, I c, I d) {
+        return _mm256_or_si256(_mm256_or_si256(a, _mm256_slli_epi32(b, 8)),
+                               _mm256_or_si256(_mm256_slli_epi32(c, 16), _mm256_slli_epi32(d, 24)));
+    }
+};
+
+// The same with the instruction set's way to multiply bytes (see Dot below).
+template <class Dot>
+struct Vector8With : Vector8 {
+    static I dot(I sum, I bytes, I weights) { return Dot::add(sum, bytes, weights); }
 };
 
 inline __m256i load_lanes(const std::uint8_t* x) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(x)); }
@@ -74,7 +102,7 @@ inline __m256i broadcast_quad(const std::int8_t* weights) {
 class Columns {
 public:
     explicit Columns(const std::uint16_t* offsets) { std::memcpy(&four_, offsets, sizeof four_); }
-    std::size_t offset(int i) const { return four_ >> (16 * i) & 0xffff; }
+    std::size_t offset(int i) const { return static_cast<std::uint16_t>(four_ >> (16 * i)); }
 
 private:
     std::uint64_t four_;
@@ -88,7 +116,7 @@ struct Gathered {
 
     Gathered(const std::uint8_t* x, const std::uint16_t* offsets) {
         const Columns columns(offsets);
-        const auto column = [&](int i) { return load_lanes(x + 8 * columns.offset(i)); };
+        const auto column = [&](int i) { return load_lanes(x + kOffsetUnit * columns.offset(i)); };
         const __m256i a = column(0), b = column(1), c = column(2), d = column(3);
         ab_low = _mm256_unpacklo_epi8(a, b), ab_high = _mm256_unpackhi_epi8(a, b);
         cd_low = _mm256_unpacklo_epi8(c, d), cd_high = _mm256_unpackhi_epi8(c, d);
@@ -147,7 +175,7 @@ void multiply_blocks_1x4(const PackedMatrix& w, int first, int count, const Prod
         std::int32_t* to = row_sums(w, row, sums);
         __m256i s[2][4] = {};  // two sets, so that a sum need not wait for the one before
         const auto add = [&](std::size_t step, __m256i(&set)[4]) {
-            const std::uint8_t* x = input.x + std::size_t{8} * w.offsets[step];
+            const std::uint8_t* x = input.x + std::size_t{kOffsetUnit} * w.offsets[step];
             const __m256i weights = broadcast_quad(w.weights.data() + kQuad * step);
             for (int i = 0; i < 4; ++i) set[i] = Dot::add(set[i], load_lanes(x + 32 * i), weights);
         };
@@ -201,10 +229,11 @@ void multiply_dense(const PackedMatrix& w, int first, int count, const ProductIn
 }
 
 inline void interleave(const std::uint8_t* q, int stride, int features, std::uint8_t* quads) {
-    const auto eighths = static_cast<std::uint16_t>(stride / 8);
-    const std::uint16_t offsets[] = {0, eighths, static_cast<std::uint16_t>(2 * eighths),
-                                     static_cast<std::uint16_t>(3 * eighths)};
-    static constexpr std::uint16_t kRestOffsets[] = {0, kLanes / 8, 2 * kLanes / 8, 3 * kLanes / 8};
+    const auto step = static_cast<std::uint16_t>(stride / kOffsetUnit);
+    const std::uint16_t offsets[] = {0, step, static_cast<std::uint16_t>(2 * step),
+                                     static_cast<std::uint16_t>(3 * step)};
+    constexpr int kStep = kLanes / kOffsetUnit;
+    static constexpr std::uint16_t kRestOffsets[] = {0, kStep, 2 * kStep, 3 * kStep};
     const auto store = [&](const Gathered& x, std::uint8_t* to) {
         const auto put = [&](int at, __m256i bytes) {
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), bytes);
@@ -239,6 +268,8 @@ constexpr Kernels kernels_with(const char* name, const std::array<float, kFormat
         .layer_norm = layer_norm<Vector8, Vector8>,
         .softmax = softmax<Vector8, Vector8>,
         .attention = attention<Vector8>,
+        .quantize_head = quantize_head<Vector8, interleave>,
+        .integer_attention = integer_attention<Vector8With<Dot>>,
         .dense = dense<Vector8>,
     };
 }

@@ -52,7 +52,7 @@ Survivors decode_named(const MatrixSource& source) {
 Model::Model(const Architecture& a, int threads, const Kernels& k)
     : architecture(checked(a)), kernels(k), pool(Pool::shared(threads)) {
     layers.resize(static_cast<std::size_t>(a.layers));
-    workspace.scratch.resize(static_cast<std::size_t>(pool->threads()));
+    workspace.workers.resize(static_cast<std::size_t>(pool->threads()));
 }
 
 int Model::rows(Matrix matrix) const { return matrix == kFfnIn ? architecture.ffn : architecture.hidden; }

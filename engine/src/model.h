@@ -15,11 +15,13 @@
 namespace sparselane {
 
 enum class Activation { gelu, relu };
+enum class Attention { floats, integers };                 // arithmetic of its two products: float32, or 8 bits
 enum class Head { tokens, sequence_tanh, sequence_relu };  // logits per token, or per sequence behind a dense layer
 
 struct Architecture {
     int layers, hidden, heads, ffn, vocabulary, positions, types, labels;
     Activation activation;
+    Attention attention;
     Head head;
     float epsilon;
 };
@@ -49,13 +51,22 @@ struct Layer {
     bool loaded = false;
 };
 
+// The working memory of one thread, or of all of them when they work on the same tiles (then the first one's).
+struct Worker {
+    Buffer<float> scores;                // of attention
+    Buffer<float> wide;                  // behind the first matrix of the feed-forward pair; or query, key and value
+    Buffer<float> ranges;                // lowest and highest values, for the quantizer
+    Buffer<std::uint8_t> levels, quads;  // what a product reads
+};
+
 // What one forward needs beside the model; kept from call to call, so that a warm model allocates nothing.
 struct Workspace {
-    Buffer<float> x, query, key, value, context, wide, logits;
-    Buffer<std::uint8_t> quantized, quads;
+    Buffer<float> x, context, pooled, logits;
+    Buffer<float> query, key, value;  // where attention works on floats
+    Buffer<std::uint8_t> heads;       // [tile][head], see HeadTile: where it works on integers
     Buffer<float> scales;
     Buffer<std::int32_t> zeros;
-    std::vector<Buffer<float>> scratch;  // one per worker, for attention
+    std::vector<Worker> workers;
     std::vector<Sequence> sequences;
     std::vector<std::pair<Sequence, int>> query_blocks;  // a sequence and the first of the queries that go together
 };
@@ -67,8 +78,8 @@ struct Model {
     int rows(Matrix matrix) const;
     int columns(Matrix matrix) const;
 
-    // Decodes, chooses a format for and packs the six matrices of a layer on the pool. Throws what pack() throws, with
-    // the matrix's name.
+    // Decodes, chooses a format for and packs the six matrices of a layer on the pool. Throws what decode() throws,
+    // with the matrix's name.
     void load_matrices(int layer, std::span<const MatrixSource> sources);
 
     Architecture architecture;

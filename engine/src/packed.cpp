@@ -33,7 +33,7 @@ public:
         if (bits_ < parameter_) throw PositionsTruncated("the stream ends inside a gap");
         const auto low = static_cast<std::uint32_t>(window_ & ((std::uint64_t{1} << parameter_) - 1));
         drop(parameter_);
-        return (quotient << parameter_) | low;  // quotient <= 16384 and parameter <= 15: below 2^30
+        return (quotient << parameter_) | low;  // quotient <= 8192 and parameter <= 15: below 2^30
     }
 
     // Whether only the zero bits that fill the last byte are left.
@@ -139,11 +139,12 @@ private:
     std::vector<std::size_t> at_;  // each row's next survivor
 };
 
-int row_steps(const Survivors& s, int row, Format format) {
+// Steps of a row in one of the formats of single rows.
+std::size_t row_steps(const Survivors& s, int row, Format format) {
     const std::size_t begin = s.row_starts[static_cast<std::size_t>(row)],
                       end = s.row_starts[static_cast<std::size_t>(row) + 1];
-    if (format == Format::survivors) return ceil_divide(static_cast<int>(end - begin), kQuad);
-    int blocks = 0;
+    if (format == Format::survivors) return (end - begin + kQuad - 1) / kQuad;
+    std::size_t blocks = 0;
     for (std::size_t i = begin; i < end; ++i) blocks += i == begin || s.column[i] / kQuad != s.column[i - 1] / kQuad;
     return blocks;
 }
@@ -166,7 +167,7 @@ void add_gathered(Strip& strip, int height, PackedMatrix& to) {
     for (int column = strip.column(); column >= 0;) {
         std::array<std::array<std::int8_t, kQuad>, kPanel> weights{};
         for (std::size_t i = 0; i < kQuad; ++i) {
-            to.offsets.push_back(static_cast<std::uint16_t>(std::max(column, 0) * (kLanes / 8)));
+            to.offsets.push_back(static_cast<std::uint16_t>(std::max(column, 0) * (kLanes / kOffsetUnit)));
             if (column < 0) continue;
             for (int r = 0; r < height; ++r) weights[static_cast<std::size_t>(r)][i] = strip.take(r, column);
             column = strip.column();
@@ -183,7 +184,7 @@ void add_quads(Strip& strip, int height, bool every, PackedMatrix& to) {
     const int quads = ceil_divide(to.columns, kQuad);
     for (int quad = every ? 0 : strip.column() / kQuad; every ? quad < quads : strip.column() >= 0;
          quad = every ? quad + 1 : strip.column() / kQuad) {
-        if (!every) to.offsets.push_back(static_cast<std::uint16_t>(quad * (kQuad * kLanes / 8)));
+        if (!every) to.offsets.push_back(static_cast<std::uint16_t>(quad * (kQuad * kLanes / kOffsetUnit)));
         for (int r = 0; r < height; ++r)
             for (int i = 0; i < kQuad; ++i) to.weights.push_back(strip.take(r, quad * kQuad + i));
     }
@@ -216,9 +217,9 @@ std::array<std::size_t, kFormats> count_steps(const Survivors& s) {
     for (int row = 0; row < s.rows; ++row) {
         const std::size_t begin = s.row_starts[static_cast<std::size_t>(row)],
                           end = s.row_starts[static_cast<std::size_t>(row) + 1];
-        groups += (end - begin + kQuad - 1) / kQuad;
+        groups += row_steps(s, row, Format::survivors);
+        blocks += row_steps(s, row, Format::blocks_1x4);
         for (std::size_t i = begin; i < end; ++i) {
-            blocks += i == begin || s.column[i] / kQuad != s.column[i - 1] / kQuad;
             int& panel = seen[s.column[i]];
             used += panel != row / kPanel;
             panel = row / kPanel;

@@ -25,10 +25,13 @@ struct WeightOutOfRange : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-inline constexpr int kMaxColumns = 16384;  // see PackedMatrix::offsets
-inline constexpr int kWeightLimit = 64;    // 255 * 64 * 2 fits in int16: `maddubs` never saturates
-inline constexpr int kQuad = 4;            // int8 weights that one 32-bit broadcast holds
-inline constexpr int kPanel = 4;           // rows that share their columns in blocks_4x1 and dense
+// Unit of PackedMatrix::offsets in a tile that lies by itself; where two lie side by side it is twice that, the largest
+// factor that the CPU multiplies an index by. So an offset is used as it is, and uint16 reach 8192 columns.
+inline constexpr int kOffsetUnit = 4;
+inline constexpr int kMaxColumns = 8192;
+inline constexpr int kWeightLimit = 64;  // 255 * 64 * 2 fits in int16: `maddubs` never saturates
+inline constexpr int kQuad = 4;          // int8 weights that one 32-bit broadcast holds
+inline constexpr int kPanel = 4;         // rows that share their columns in blocks_4x1 and dense
 
 // Rows that one task works on: their int32 sums (4 KiB a tile) stay in L1 between product and epilogue, and one tile of
 // BERT-Base still makes 24 tasks.
@@ -72,7 +75,7 @@ struct PackedMatrix {
     Format format = Format::survivors;
     std::vector<std::uint32_t> strip_steps;  // [strips + 1] the first step of each strip
     std::vector<std::uint8_t> strip_rows;    // [rows] for strips of one row: which row of its block a strip is
-    std::vector<std::uint16_t> offsets;      // where the step's columns begin in the input, in units of 8 bytes
+    std::vector<std::uint16_t> offsets;      // where the step's columns begin in the input, see kOffsetUnit
     std::vector<std::int8_t> weights;
     std::vector<std::int32_t> row_sums;  // [rows] sum of the row's weights, for the zero point
     std::vector<float> scales;           // [rows]

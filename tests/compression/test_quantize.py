@@ -31,9 +31,10 @@ def numpy_tokens(x: np.ndarray) -> np.ndarray:
     for row, values in enumerate(x):
         low, high = np.minimum(values.min(), np.float32(0)), np.maximum(values.max(), np.float32(0))
         scale = np.float32(high - low) / np.float32(255)
-        scale = scale if scale != 0 else np.float32(1)
-        zero = np.rint(-low / scale)
-        q = np.clip(np.rint(values / scale) + zero, 0, 255)
+        scale = scale if scale >= 2.0**-100 else np.float32(1)
+        inverse = np.float32(1) / scale
+        zero = np.rint(-low * inverse)
+        q = np.clip(np.rint(values * inverse) + zero, 0, 255)
         result[row] = (q - zero) * scale
     return result
 

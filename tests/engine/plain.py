@@ -1,6 +1,7 @@
 """The engine's arithmetic once more in plain numpy: no tiles, no lanes, no kernels; tokens are rows.
 
-Linear layers are float32 in the order docs/artifact.md section 4 gives, everything else is float64.
+Linear layers and the levels of attention are float32 in the order docs/artifact.md section 4 gives, everything else is
+float64.
 """
 
 from __future__ import annotations
@@ -16,6 +17,31 @@ import engine
 # How close, in quantization levels, a value may lie to a tie before rounding errors could push it over. A float32
 # chain of some hundred operations on values below 255 levels is off by far less than a thousandth of a level.
 TIE = 2e-3
+
+
+def symmetric(x: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round float32 [tokens, features] to levels in [-limit, limit]; return them and the scales [tokens]."""
+    step = np.abs(x).max(axis=1) * np.float32(1 / limit)
+    scale = np.maximum(step, np.float32(2.0**-20))
+    return np.clip(np.rint(x * (1 / scale)[:, None]), -limit, limit).astype(int), scale
+
+
+def integer_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Attention of one head in 8 bits, float32 [tokens, features]: what it gives, and how far rounding may carry it.
+
+    Scores and powers are exact here. In the engine a power is off by 3e-6 of itself, and a score of size s by 4 s u,
+    which the power turns into as much of itself again: a weight so near to a tie may be one level more or less.
+    """
+    (q, q_scale), (k, k_scale), (v, v_scale) = symmetric(query, 127), symmetric(key, 64), symmetric(value, 64)
+    scales = q_scale.astype(float)[:, None] * k_scale.astype(float) / math.sqrt(query.shape[1])
+    scores = (q @ k.T) * scales * math.log2(math.e) + np.log2(v_scale.astype(float))
+    exact = 255 * np.exp2(scores - scores.max(axis=1, keepdims=True))
+    weights = np.rint(exact)
+    total = (exact / v_scale).sum(axis=1, keepdims=True)
+    error = exact * (4e-6 + 8 * 2.0**-24 * np.abs(scores).max())
+    near = np.abs(exact - np.floor(exact) - 0.5) < error
+    context = weights @ v / total
+    return context, (near.astype(float) @ np.abs(v)) / total + np.abs(context) * 2e-5 + 1e-6 * v_scale.max()
 
 
 class Plain:
@@ -47,11 +73,12 @@ class Plain:
         """Multiply [tokens, columns] float32 by a matrix: quantize, exact integers, dequantize."""
         low, high = np.minimum(x.min(axis=1), 0), np.maximum(x.max(axis=1), 0)
         scale = (high - low) / np.float32(255)
-        scale[scale == 0] = 1
-        zero = np.rint(-low / scale).astype(np.int32)
-        levels = x / scale[:, None]
+        scale[scale < 2.0**-100] = 1
+        inverse = 1 / scale
+        zero = np.rint(-low * inverse).astype(np.int32)
+        levels = x * inverse[:, None]
         close = np.abs(levels - np.floor(levels) - 0.5).min(axis=1) < TIE
-        self.ambiguous |= close | (np.abs(np.mod(-low / scale, 1) - 0.5) < TIE)
+        self.ambiguous |= close | (np.abs(np.mod(-low * inverse, 1) - 0.5) < TIE)
         quantized = np.clip(np.rint(levels).astype(np.int32) + zero[:, None], 0, 255)
         weight = self.weight(name).astype(np.int32)
         exact = quantized @ weight.T - zero[:, None] * weight.sum(axis=1)
@@ -74,16 +101,24 @@ class Plain:
             total = total + rows("type", types)
         return self.norm(total + rows("position", np.arange(len(ids))), "embeddings.norm")
 
+    def attend(self, query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """Attention of [heads, tokens, features], in the arithmetic that the manifest names."""
+        if self.manifest.attention == "int8":
+            mixed, slack = (np.stack(each) for each in zip(*map(integer_attention, query, key, value), strict=True))
+            self.ambiguous |= (slack > 1e-4).any(axis=(0, 2))
+            return mixed
+        query, key, value = (array.astype(float) for array in (query, key, value))
+        scores = query @ key.transpose(0, 2, 1) / math.sqrt(query.shape[-1])
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return (weights / weights.sum(axis=-1, keepdims=True)) @ value
+
     def layer(self, x: np.ndarray, index: int) -> np.ndarray:
         """Run one layer on one sequence, float32 [tokens, hidden]; `ambiguous` says where a tie was close."""
         a, name = self.manifest.architecture, f"encoder.{index}."
         self.ambiguous = np.zeros(len(x), bool)
         heads = [self.linear(x, name + m).reshape(len(x), a.heads, -1) for m in ("query", "key", "value")]
         self.ambiguous[:] = False  # this input was float32 already: no rounding came before it
-        query, key, value = (h.transpose(1, 0, 2).astype(float) for h in heads)
-        scores = query @ key.transpose(0, 2, 1) / math.sqrt(a.hidden // a.heads)
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ value
+        mixed = self.attend(*(h.transpose(1, 0, 2) for h in heads))
         context = mixed.transpose(1, 0, 2).reshape(len(x), a.hidden).astype(np.float32)
         x = self.norm(x + self.linear(context, name + "attention_output"), name + "attention_norm")
         wide = self.linear(x, name + "ffn_in").astype(float)

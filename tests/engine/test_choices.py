@@ -1,10 +1,12 @@
 """What the engine chooses by itself: threads from the quota, kernels from the CPU; and how to choose otherwise."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import engine
@@ -83,6 +85,25 @@ def test_kernels_that_cannot_run_are_an_error(artifact: Path, monkeypatch: pytes
     monkeypatch.setenv("SPARSELANE_ISA", "neon9")
     with pytest.raises(ValueError, match="SPARSELANE_ISA is 'neon9'"):
         engine.load(artifact)
+
+
+def test_the_manifest_chooses_the_attention_and_the_caller_overrules_it(artifact: Path, tmp_path: Path) -> None:
+    assert engine.read_manifest(artifact).attention == "int8"
+    ids, lengths = np.arange(6, dtype=np.int32), np.array([6], np.int32)
+    rounded, whole = (engine.load(artifact, attention=a).forward(ids, lengths) for a in ("int8", "float32"))
+    assert rounded.tobytes() != whole.tobytes()
+    assert engine.load(artifact).forward(ids, lengths).tobytes() == rounded.tobytes()
+    write_random_artifact(tmp_path / "old", layers=1, hidden=8, heads=2, ffn=8)
+    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    del manifest["quantization"]["attention"]  # as before there was a choice
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    assert engine.load(tmp_path / "old").forward(ids, lengths).tobytes() == whole.tobytes()
+    with pytest.raises(ValueError, match="attention is 'int4', must be float32 or int8"):
+        engine.load(artifact, attention="int4")
+
+
+def test_memory_can_be_given_back_at_any_time() -> None:
+    assert engine.release_memory() is None  # type: ignore[func-returns-value]
 
 
 FORK = """

@@ -21,6 +21,7 @@ from tests.random_artifact import write_random_artifact
 ODD = {"layers": 3, "hidden": 36, "heads": 4, "ffn": 75, "positions": 100, "vocabulary": 150}
 CASES = {
     "bert-qa": {"family": "bert", "task": "question-answering"},
+    "bert-qa-float32-attention": {"family": "bert", "task": "question-answering", "attention": "float32"},
     "bert-sentiment": {"family": "bert", "task": "text-classification", "sparsity": 0.5},
     "distilbert-sentiment": {"family": "distilbert", "task": "text-classification"},
     "distilbert-ner": {
@@ -29,6 +30,7 @@ CASES = {
         "activation": "relu",
         "hidden": 27,
         "heads": 3,
+        "attention": "float32",
     },
     "bert-ner-dense": {
         "family": "bert",

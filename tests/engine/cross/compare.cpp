@@ -110,7 +110,7 @@ public:
         for (std::size_t format = 0; format < kFormats; ++format) products(static_cast<Format>(format));
         interleave(), dequantize("dequantize", &Kernels::dequantize),
             dequantize("dequantize_gelu", &Kernels::dequantize_gelu), gelu();
-        quantize(), no_numbers(), layer_norm(), softmax(), attention(), dense();
+        quantize(), no_numbers(), layer_norm(), softmax(), attention(), quantize_head(), integer_attention(), dense();
         return same_;
     }
 
@@ -230,14 +230,15 @@ private:
                 const std::vector<float> scales = random_floats(kLanes, random_);
                 const Pair<float> residual(tile(kRowBlock), random_);
                 for (int first = 0; first < rows; first += kRowBlock) {
-                    Pair<float> y(tile(kRowBlock), random_);
-                    const auto run = [&](const Kernels& kernels, float* to) {
+                    Pair<float> y(tile(kRowBlock), random_), range(2 * kLanes, random_);
+                    const auto run = [&](const Kernels& kernels, float* to, float* bounds) {
                         const float* added = kind == 0 ? nullptr : kind == 1 ? residual.ours.data() : to;
                         (kernels.*function)(w, first, std::min(kRowBlock, rows - first), sums.ours.data(),
-                                            scales.data(), zeros.ours.data(), added, to);
+                                            scales.data(), zeros.ours.data(), added, to, kind == 2 ? nullptr : bounds);
                     };
-                    run(reference_, y.expected.data()), run(ours_, y.ours.data());
-                    compare(y);
+                    run(reference_, y.expected.data(), range.expected.data());
+                    run(ours_, y.ours.data(), range.ours.data());
+                    compare(y), compare(range);
                 }
             }
         end();
@@ -256,10 +257,11 @@ private:
         Quantized q(features, random_);
         const int stride = random_.below(2) == 0 ? kLanes : 2 * kLanes;
         const int first = stride == kLanes ? 0 : random_.below(2) * kLanes;
-        reference_.quantize(x.expected.data(), features, groups, q.levels.expected.data() + first, stride,
-                            q.scales.expected.data(), q.zeros.expected.data());
-        ours_.quantize(x.ours.data(), features, groups, q.levels.ours.data() + first, stride, q.scales.ours.data(),
-                       q.zeros.ours.data());
+        reference_.quantize(x.expected.data(), features, groups, x.expected.data(), features,
+                            q.levels.expected.data() + first, stride, q.scales.expected.data(),
+                            q.zeros.expected.data());
+        ours_.quantize(x.ours.data(), features, groups, x.ours.data(), features, q.levels.ours.data() + first, stride,
+                       q.scales.ours.data(), q.zeros.ours.data());
         return q;
     }
     void compare(const Quantized& q) { compare(q.levels), compare(q.scales), compare(q.zeros); }
@@ -314,7 +316,7 @@ private:
         w.scales = {1.0f}, w.biases = {0.0f};
         const std::vector<std::int32_t> ones(kLanes, 1), zeros(kLanes, 0);
         const float infinity = std::numeric_limits<float>::infinity();
-        const float special[] = {0.0f,  -0.0f,  5.5f,   -5.5f,   1e-30f,   std::nextafter(5.5f, 6.0f),
+        const float special[] = {0.0f,  -0.0f,  4.5f,   -4.5f,   1e-30f,   std::nextafter(4.5f, 6.0f),
                                  3e38f, -3e38f, 1e-42f, -1e-42f, infinity, -infinity};
         for (int round = 0; round < 100; ++round) {
             Pair<float> x(kLanes, random_), y(kLanes, random_);
@@ -322,8 +324,8 @@ private:
                 return round == 0 && i < std::size(special) ? special[i] : random_.around(0, 4);
             });
             reference_.dequantize_gelu(w, 0, 1, ones.data(), x.expected.data(), zeros.data(), nullptr,
-                                       y.expected.data());
-            ours_.dequantize_gelu(w, 0, 1, ones.data(), x.ours.data(), zeros.data(), nullptr, y.ours.data());
+                                       y.expected.data(), nullptr);
+            ours_.dequantize_gelu(w, 0, 1, ones.data(), x.ours.data(), zeros.data(), nullptr, y.ours.data(), nullptr);
             compare(y);
         }
         end();
@@ -335,11 +337,14 @@ private:
             for (int groups = 1; groups <= kGroups; ++groups)
                 for (const float shift : {0.0f, 10.0f}) {
                     const auto weight = random_floats(features, random_), bias = random_floats(features, random_);
-                    Pair<float> x(tile(features), random_);
+                    Pair<float> x(tile(features), random_), range(2 * kLanes, random_);
                     x.fill([&](std::size_t) { return random_.around(shift, 1); });
-                    reference_.layer_norm(x.expected.data(), features, groups, weight.data(), bias.data(), 1e-12f);
-                    ours_.layer_norm(x.ours.data(), features, groups, weight.data(), bias.data(), 1e-12f);
-                    compare(x);
+                    const bool asked = groups != 2;
+                    reference_.layer_norm(x.expected.data(), features, groups, weight.data(), bias.data(), 1e-12f,
+                                          asked ? range.expected.data() : nullptr);
+                    ours_.layer_norm(x.ours.data(), features, groups, weight.data(), bias.data(), 1e-12f,
+                                     asked ? range.ours.data() : nullptr);
+                    compare(x), compare(range);
                 }
         end();
     }
@@ -395,6 +400,64 @@ private:
             for (const int first_lane : {0, 8, 24})
                 for (const int length : {1, 7, 8, 25, 70}) attend(head_size, first_lane, length);
         attend(64, 40, 200);
+        end();
+    }
+
+    // The parts of a HeadTile that are written; between its end and the next lies what was there before.
+    void quantize_head() {
+        begin("quantize a head");
+        for (const int head_size : {1, 3, 4, 7, 8, 17, 64})
+            for (const float magnitude : {1e-30f, 1e-3f, 1.0f, 1e4f, 1e30f}) {
+                Pair<float> query(tile(head_size), random_), key(tile(head_size), random_);
+                Pair<float> value(tile(head_size), random_);
+                for (auto* x : {&query, &key, &value})
+                    x->fill([&](std::size_t i) { return i % kLanes == 5 ? 0.0f : random_.around(0, magnitude); });
+                Pair<std::uint8_t> head(HeadTile::bytes(head_size), random_);
+                reference_.quantize_head(query.ours.data(), key.ours.data(), value.ours.data(), head_size,
+                                         HeadTile(head.expected.data(), head_size));
+                ours_.quantize_head(query.ours.data(), key.ours.data(), value.ours.data(), head_size,
+                                    HeadTile(head.ours.data(), head_size));
+                compare(head);
+            }
+        end();
+    }
+
+    // As attend(), on levels. Padding holds whatever quantizing random numbers leaves.
+    void attend_integers(int head_size, int first_lane, int length, float magnitude) {
+        const int end = first_lane + (length + kGroup - 1) / kGroup * kGroup, tiles = (end + kLanes - 1) / kLanes;
+        const std::size_t stride = HeadTile::bytes(head_size);
+        Buffer<std::uint8_t> heads;
+        heads.reserve(size(tiles) * stride);
+        for (int t = 0; t < tiles; ++t) {
+            Pair<float> query(tile(head_size), random_), key(tile(head_size), random_);
+            const Pair<float> value(tile(head_size), random_);
+            for (auto* x : {&query, &key}) x->fill([&](std::size_t) { return random_.around(0, magnitude); });
+            reference_.quantize_head(query.ours.data(), key.ours.data(), value.ours.data(), head_size,
+                                     HeadTile(heads.data() + size(t) * stride, head_size));
+        }
+        Pair<float> context(size(tiles) * tile(head_size), random_);
+        Pair<float> scratch(attention_scratch(head_size, length), random_);
+        for (int groups = 1, lane = first_lane; lane < end; groups = groups % ours_.query_groups + 1) {
+            const int taken = std::min(groups, (end - lane) / kGroup);
+            IntegerAttentionBlock block{heads.data(),    stride,    context.expected.data(),
+                                        tile(head_size), head_size, first_lane,
+                                        length,          lane,      taken};
+            reference_.integer_attention(block, scratch.expected.data());
+            block.context = context.ours.data();
+            ours_.integer_attention(block, scratch.ours.data());
+            lane += taken * kGroup;
+        }
+        compare(context);
+    }
+
+    void integer_attention() {
+        begin("attention in 8 bits");
+        for (const int head_size : {1, 3, 4, 7, 8, 12, 17})
+            for (const int first_lane : {0, 8, 24})
+                for (const int length : {1, 2, 7, 8, 25, 70})
+                    for (const float magnitude : {0.0f, 2.0f, 30.0f})
+                        attend_integers(head_size, first_lane, length, magnitude);
+        attend_integers(64, 40, 200, 3.0f);
         end();
     }
 
