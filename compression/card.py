@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-_METRIC_NAMES = {"f1": "F1", "accuracy": "accuracy", "entity_f1": "entity F1"}
+_METRIC_NAMES = {
+    "f1": "F1",
+    "entity_f1": "entity F1",
+    "exact_match": "exact match",
+    "matthews": "Matthews correlation",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "subset_accuracy": "subset accuracy",
+    "best_f1": "F1 at the best no-answer threshold",
+}
 
 
 def model_card(manifest: Mapping[str, Any]) -> str:
@@ -35,7 +44,10 @@ def model_card(manifest: Mapping[str, Any]) -> str:
 def _quality(quality: Mapping[str, Any]) -> list[str]:
     if quality["dataset"] is None:
         return ["Quality: not measured.", ""]
-    metric = _METRIC_NAMES.get(quality["metric"], quality["metric"])
+    # Artifacts from before `scores` have the headline alone.
+    scores = quality["scores"] or {key: {quality["metric"]: quality[key]} for key in ("dense", "sparse", "quantized")}
+    names = list(scores["quantized"])
+    titles = [_title(name) for name in names]
     rows = [
         ("dense teacher, float32", "dense"),
         ("sparse, float32", "sparse"),
@@ -44,13 +56,23 @@ def _quality(quality: Mapping[str, Any]) -> list[str]:
     return [
         "## Quality",
         "",
-        f"{metric} on {quality['dataset']} {quality['split']}, {quality['examples']} examples:",
+        f"{_title(quality['metric'])} on {quality['dataset']} {quality['split']}, {quality['examples']} examples:",
         "",
-        "| model | " + metric + " |",
-        "|---|---|",
-        *(f"| {name} | {quality[key]:.4g} |" for name, key in rows if quality[key] is not None),
+        "| model | " + " | ".join(titles) + " |",
+        "|---" * (1 + len(names)) + "|",
+        *(
+            f"| {model} | " + " | ".join(f"{scores[key][name]:.4g}" for name in names) + " |"
+            for model, key in rows
+            if quality[key] is not None
+        ),
         "",
     ]
+
+
+def _title(score: str) -> str:
+    """Name a score for people; "mismatched/accuracy" is the accuracy on another validation set."""
+    split, _, metric = score.rpartition("/")
+    return f"{split} {_METRIC_NAMES.get(metric, metric)}".strip()
 
 
 def _provenance(provenance: Mapping[str, Any], task: Mapping[str, Any]) -> list[str]:

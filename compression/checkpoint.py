@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from compression.data import tags_of
 from compression.encode import prepare_tokenizer
+from compression.examples import tags_of
 from compression.recipe import Task
 
 # Artifact names (docs/artifact.md) of the six matrices of a layer -> attribute paths in transformers.
@@ -100,6 +100,7 @@ def load_model(checkpoint: str, task: Task, *, dropout: float = 0.0) -> PreTrain
     names = model_labels(task)
     config.num_labels = len(names)
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    config.problem_type = "multi_label_classification" if task.multi_label else None
     rates = (
         ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
         if config.model_type == "bert"

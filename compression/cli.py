@@ -38,6 +38,8 @@ def check(recipe: Annotated[Path, typer.Argument(help="Recipe (TOML).")], data: 
     typer.echo(f"{loaded.name}: {loaded.task.name} from {loaded.checkpoint}")
     typer.echo(f"training   {len(lengths):>9,} windows, {sum(lengths):,} tokens")
     typer.echo(f"validation {len(run.windows):>9,} windows of {len(run.examples):,} examples")
+    for split, (examples, windows) in run.more.items():
+        typer.echo(f"{split:<10} {len(windows):>9,} windows of {len(examples):,} examples")
     stages = [("teacher", loaded.teacher), ("prune", loaded.prune.training), ("quantize", loaded.quantize.training)]
     stages += [(f"rewind-{number}", rewind) for number, rewind in enumerate(loaded.quantize.rewinds, start=1)]
     for name, training in stages:
@@ -92,6 +94,8 @@ def export(
     task: Annotated[
         str, typer.Option("--task", help="question-answering, text-classification or token-classification.")
     ],
+    pairs: Annotated[bool, typer.Option("--pairs", help="The classifier reads pairs of texts.")] = False,
+    no_answer: Annotated[bool, typer.Option("--no-answer", help="The model may find no answer (SQuAD v2.0).")] = False,
     name: Annotated[
         str, typer.Option("--name", help="The model's name in the service; default: the folder's name.")
     ] = "",
@@ -106,7 +110,14 @@ def export(
 
         model, outputs = load_finetuned(checkpoint, task)
         window = min(window, model.config.max_position_embeddings)
-        settings = Task(name=task, window=window, stride=min(stride, window // 3))
+        settings = Task(
+            name=task,
+            window=window,
+            stride=min(stride, window // 3),
+            pairs=pairs,
+            multi_label=task == "text-classification" and model.config.problem_type == "multi_label_classification",
+            no_answer=no_answer,
+        )
         check_task(settings, labels=False)
         origin = Origin(name or out.name, provenance={"base_checkpoint": checkpoint})
         export_model(model, load_tokenizer(checkpoint).to_str(), settings, outputs, origin, out)
@@ -123,22 +134,27 @@ def export(
 @app.command()
 def evaluate(
     artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
-    examples: Annotated[Path, typer.Argument(help="SQuAD JSON, TSV or CoNLL file, as the artifact's task needs.")],
+    examples: Annotated[str, typer.Argument(help="SQuAD JSON, table of texts or CoNLL file, or hub:NAME:SPLIT.")],
     threads: _Threads = 0,
+    text: Annotated[str, typer.Option("--text", help="Column of the text, where it is not called as in GLUE.")] = "",
+    text_pair: Annotated[str, typer.Option("--text-pair", help="Column of the second text.")] = "",
+    label: Annotated[str, typer.Option("--label", help="Column of the label.")] = "",
 ) -> None:
     """Judge an artifact through the engine on a data file."""
     with _clear_errors():
         from tokenizers import Tokenizer
 
         import engine
-        from compression.data import read_examples
+        from compression.data import find_source, read_examples
         from compression.encode import Encoder, prepare_tokenizer
         from compression.evaluate import evaluate as judge
         from compression.export import engine_predictor, task_of
+        from compression.recipe import Table
 
         model = engine.load(artifact, threads=threads or None)
         task = task_of(model.manifest)
-        read = read_examples(examples, task)
+        table = Table(text=text, text_pair=text_pair, label=label)
+        read = read_examples(find_source(Path(), examples), task, table)
         architecture = model.manifest.architecture
         tokenizer = prepare_tokenizer(Tokenizer.from_file(str(artifact / "tokenizer.json")), architecture.vocabulary)
         windows = Encoder(tokenizer, task, uses_types=architecture.types > 0).windows(read)

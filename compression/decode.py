@@ -1,47 +1,75 @@
 """Logits to predictions, on numpy arrays: the same for the torch model and for the engine."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.data import Example, QuestionExample, TaggedExample
 from compression.encode import Window
+from compression.examples import Example, QuestionExample, TaggedExample
 
 Floats = NDArray[np.float32]
 
 
+class Span(NamedTuple):
+    """An answer by its code points.
+
+    `margin`: how much more it is worth than the best span elsewhere in the text;
+    `null_margin`: how much more no answer is worth than it.
+    """
+
+    start: int
+    end: int
+    margin: float
+    null_margin: float
+
+
 def best_classes(windows: Sequence[Window], logits: Sequence[Floats], count: int) -> list[int]:
     """Return the class of each of `count` examples: the best logit [C], averaged over windows by their tokens."""
+    return [int(values.argmax()) for values in _sums(windows, logits, count)]
+
+
+def label_sets(windows: Sequence[Window], logits: Sequence[Floats], count: int) -> list[tuple[int, ...]]:
+    """Return the labels of each of `count` examples that are more likely than not: those with a mean logit above 0."""
+    return [tuple(np.flatnonzero(values > 0).tolist()) for values in _sums(windows, logits, count)]
+
+
+def _sums(windows: Sequence[Window], logits: Sequence[Floats], count: int) -> list[Floats]:
+    """Sum each example's logits [C] over its windows, weighted by their tokens."""
     sums: dict[int, Floats] = {}
     for window, values in zip(windows, logits, strict=True):
         # The two special tokens of a window do not count; a text without words has only those.
         weight = max(1, len(window.ids) - 2)
         sums[window.example] = sums.get(window.example, np.zeros_like(values)) + weight * values
-    return [int(sums[number].argmax()) for number in range(count)]
+    return [sums[number] for number in range(count)]
 
 
 def best_spans(
     windows: Sequence[Window], logits: Sequence[Floats], examples: Sequence[Example], longest: int
-) -> list[tuple[int, int, float]]:
-    """Return (first code point, end code point, margin) of each question's answer; logits are [T, 2] per window.
+) -> list[Span]:
+    """Return each question's answer; logits are [T, 2] per window.
 
     The answer maximizes start logit + end logit over context tokens with start <= end < start + `longest`, over all
-    windows, and grows to whole words. The margin is the distance to the best span elsewhere in the text.
+    windows, and grows to whole words. No answer is worth start logit + end logit of [CLS], in the window where that is
+    least: Devlin et al., arXiv 1810.04805, section 4.3, and the BERT authors' run_squad.
     """
     best: dict[int, list[tuple[float, int, int]]] = {}
+    null = np.full(len(examples), np.inf)
     for window, values in zip(windows, logits, strict=True):
         best.setdefault(window.example, []).extend(_spans(window, values, longest))
+        null[window.example] = min(null[window.example], float(values[0].sum()))
     result = []
     for number, example in enumerate(examples):
         assert isinstance(example, QuestionExample)
         spans = sorted(best.get(number, ()), reverse=True)
         if not spans:
-            result.append((0, 0, 0.0))
+            result.append(Span(0, 0, 0.0, 0.0))
             continue
         score, start, end = spans[0]
         other = next((s for s, a, b in spans if b <= start or a >= end), -np.inf)
-        result.append((*_whole_words(example.context, start, end), float(score - other)))
+        grown = _whole_words(example.context, start, end)
+        result.append(Span(*grown, float(score - other), float(null[number] - score)))
     return result
 
 

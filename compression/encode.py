@@ -1,5 +1,6 @@
 """Examples to windows of tokens with training targets: tokenization and windowing, no torch."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from compression.data import DataError, Example, QuestionExample, TaggedExample, TextExample, tags_of
+from compression.examples import DataError, Example, QuestionExample, TaggedExample, TextExample, tags_of
 from compression.recipe import Task
+
+log = logging.getLogger("sparselane")
 
 # Positions that carry no target; the value that torch's cross-entropy skips.
 IGNORED = -100
@@ -23,15 +26,17 @@ class Window:
     """One sequence for the encoder, of T tokens.
 
     `ids`, `types`: int32 [T]. `targets`: int32, [1] class, or [2] first and last answer token, or [T] tag (IGNORED
-    where a token starts no piece of a word). `places`: int32; question answering [T, 2] code points of each context
-    token, (-1, -1) elsewhere; token classification [T, 1] the word that a token starts, -1 elsewhere; else [0].
+    where a token starts no piece of a word); multi-label: float32 [C], 1 where a label holds. `places`: int32; question
+    answering [T, 2] code points of each context token, (-1, -1) elsewhere; token classification [T, 1] the word that a
+    token starts, -1 elsewhere; else [0]. `cut`: how many tokens of a pair found no room.
     """
 
     example: int
     ids: Ints
     types: Ints
-    targets: Ints
+    targets: Ints | NDArray[np.float32]
     places: Ints
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,20 @@ class Encoder:
     uses_types: bool
 
     def windows(self, examples: Sequence[Example]) -> list[Window]:
-        """Return the windows of all examples, in order; every token of a context, text or sentence is in one."""
+        """Return the windows of all examples, in order; every token of a context, text or sentence is in one.
+
+        A pair has one window; the number of pairs that had to be cut for it is logged.
+        """
         encode = {
             "question-answering": self._question,
-            "text-classification": self._text,
+            "text-classification": self._pair if self.task.pairs else self._text,
             "token-classification": self._sentence,
         }[self.task.name]
-        return [window for number, example in enumerate(examples) for window in encode(number, example)]
+        windows = [window for number, example in enumerate(examples) for window in encode(number, example)]
+        if cut := sum(window.cut > 0 for window in windows):
+            long = f"{cut:,} of {len(windows):,} pairs do not fit task.window = {self.task.window}"
+            log.warning("%s: their longer text was cut, %d tokens in all", long, sum(window.cut for window in windows))
+        return windows
 
     def _question(self, number: int, example: Example) -> list[Window]:
         assert isinstance(example, QuestionExample)
@@ -57,7 +69,7 @@ class Encoder:
         context = self.tokenizer.encode(example.context, add_special_tokens=False)
         offsets = np.array(context.offsets, np.int32).reshape(-1, 2)
         room = self.task.window - len(question) - 3
-        answer = _token_span(offsets, *example.answers[0])
+        answer = _token_span(offsets, *example.answers[0]) if example.answers else (-1, -1)
         result = []
         for start, end in _cuts(len(context.ids), room, min(self.task.stride, room // 2)):
             head = [self._cls, *question, self._sep]
@@ -78,9 +90,25 @@ class Encoder:
         result = []
         for start, end in _cuts(len(tokens), self.task.window - 2, self.task.stride):
             ids = np.array([self._cls, *tokens[start:end], self._sep], np.int32)
-            target = np.array([example.label], np.int32)
-            result.append(Window(number, ids, np.zeros_like(ids), target, np.empty(0, np.int32)))
+            result.append(Window(number, ids, np.zeros_like(ids), self._target(example), np.empty(0, np.int32)))
         return result
+
+    def _pair(self, number: int, example: Example) -> list[Window]:
+        assert isinstance(example, TextExample) and example.pair is not None
+        texts = [self.tokenizer.encode(text, add_special_tokens=False).ids for text in (example.text, example.pair)]
+        first, second = _longest_first(len(texts[0]), len(texts[1]), self.task.window - 3)
+        cut = len(texts[0]) + len(texts[1]) - first - second
+        ids = np.array([self._cls, *texts[0][:first], self._sep, *texts[1][:second], self._sep], np.int32)
+        types = np.zeros_like(ids)
+        types[first + 2 :] = 1 if self.uses_types else 0
+        return [Window(number, ids, types, self._target(example), np.empty(0, np.int32), cut)]
+
+    def _target(self, example: TextExample) -> Ints | NDArray[np.float32]:
+        if not self.task.multi_label:
+            return np.array([example.label], np.int32)
+        target = np.zeros(len(self.task.labels), np.float32)
+        target[np.array(example.label, np.intp)] = 1
+        return target
 
     def _sentence(self, number: int, example: Example) -> list[Window]:
         assert isinstance(example, TaggedExample)
@@ -148,6 +176,17 @@ def _cuts(length: int, room: int, stride: int) -> list[tuple[int, int]]:
         start = cuts[-1][1] - stride
         cuts.append((start, min(start + room, length)))
     return cuts
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Shorten the longer of two texts, then both evenly, until they fit: transformers' `longest_first` truncation."""
+    if first + second <= room:
+        return first, second
+    if first > second:
+        second, first = _longest_first(second, first, room)
+        return first, second
+    first = min(first, room // 2)
+    return first, room - first
 
 
 def _token_span(offsets: Ints, start: int, text: str) -> tuple[int, int]:

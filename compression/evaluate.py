@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from compression import decode, metrics
 from compression.batches import plan_evaluation
 from compression.checkpoint import model_labels
-from compression.data import Example, QuestionExample, TaggedExample, TextExample
 from compression.encode import Window
+from compression.examples import Example, QuestionExample, TaggedExample, TextExample
 from compression.objective import collate, logits_of
 from compression.recipe import Task
 
@@ -22,7 +22,7 @@ Predict = Callable[[Sequence[Window]], list[decode.Floats]]
 
 @dataclass(frozen=True)
 class Report:
-    """Scores by metric name, and one prediction an example (class, tags, or (start, end, margin))."""
+    """Scores by metric name, and one prediction an example (class, set of labels, tags, or `decode.Span`)."""
 
     scores: dict[str, float]
     predictions: list[object]
@@ -64,15 +64,35 @@ def score(
 ) -> Report:
     """Turn logits into predictions and metrics."""
     if task.name == "text-classification":
-        classes = decode.best_classes(windows, logits, len(examples))
-        expected = [example.label for example in examples if isinstance(example, TextExample)]
-        return Report({"accuracy": metrics.accuracy(classes, expected)}, list(classes))
+        return _score_texts(windows, logits, examples, task)
     if task.name == "token-classification":
         tags = decode.best_tags(windows, logits, examples, model_labels(task))
         truth = [example.tags for example in examples if isinstance(example, TaggedExample)]
         return Report({"entity_f1": metrics.entity_f1(tags, truth)}, list(tags))
     spans = decode.best_spans(windows, logits, examples, task.max_answer_tokens)
+    scores = _score_answers(spans, examples, task)
+    return Report(scores, list(spans))
+
+
+def _score_texts(
+    windows: Sequence[Window], logits: Sequence[decode.Floats], examples: Sequence[Example], task: Task
+) -> Report:
+    expected = [example.label for example in examples if isinstance(example, TextExample)]
+    if task.multi_label:
+        sets = decode.label_sets(windows, logits, len(examples))
+        truth = [label for label in expected if isinstance(label, tuple)]
+        return Report(metrics.label_set_scores(sets, truth, len(task.labels)), list(sets))
+    classes = decode.best_classes(windows, logits, len(examples))
+    right = [label for label in expected if isinstance(label, int)]
+    return Report(metrics.class_scores(classes, right, len(task.labels)), list(classes))
+
+
+def _score_answers(spans: Sequence[decode.Span], examples: Sequence[Example], task: Task) -> dict[str, float]:
     questions = [example for example in examples if isinstance(example, QuestionExample)]
-    guesses = [question.context[start:end] for question, (start, end, _) in zip(questions, spans, strict=True)]
-    exact, f1 = metrics.squad_scores(guesses, [[text for _, text in question.answers] for question in questions])
-    return Report({"exact_match": exact, "f1": f1}, list(spans))
+    guesses = [question.context[span.start : span.end] for question, span in zip(questions, spans, strict=True)]
+    truths = [[text for _, text in question.answers] for question in questions]
+    if task.no_answer:
+        margins = [span.null_margin for span in spans]
+        return metrics.squad2_scores(guesses, margins, truths, task.no_answer_threshold)
+    exact, f1 = metrics.squad_scores(guesses, truths)
+    return {"exact_match": exact, "f1": f1}

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 import engine
 from compression.card import model_card
 from compression.checkpoint import CheckpointError, embedding_tables, encoder_layers, encoder_matrices
-from compression.data import tags_of
 from compression.decode import Floats
 from compression.encode import Window
 from compression.evaluate import Predict
+from compression.examples import tags_of
 from compression.pack import quantize_embedding, write_artifact
 from compression.recipe import Task
 
@@ -53,6 +53,9 @@ def export_model(
             "window": task.window,
             "stride": task.stride,
             "max_answer_tokens": task.max_answer_tokens if task.name == "question-answering" else None,
+            "pairs": task.pairs,
+            "multi_label": task.multi_label,
+            "no_answer_threshold": task.no_answer_threshold if task.no_answer else None,
         },
         "quality": _quality(origin.quality),
         "provenance": {**_empty_provenance(), **origin.provenance},
@@ -99,7 +102,17 @@ def task_of(manifest: engine.Manifest) -> Task:
         if tags_of(groups) != labels:
             raise CheckpointError(f"{manifest.name}: labels {labels} are not O, B-X, I-X, B-Y, I-Y, ... in this order")
         labels = groups
-    return Task(task.name, labels, task.window, task.stride, task.max_answer_tokens or Task.max_answer_tokens)
+    return Task(
+        task.name,
+        labels,
+        task.window,
+        task.stride,
+        task.max_answer_tokens or Task.max_answer_tokens,
+        pairs=task.pairs,
+        multi_label=task.multi_label,
+        no_answer=task.no_answer_threshold is not None,
+        no_answer_threshold=task.no_answer_threshold or 0.0,
+    )
 
 
 def _architecture(model: PreTrainedModel) -> dict[str, Any]:
@@ -158,7 +171,7 @@ def _array(tensor: Tensor) -> NDArray[np.float32]:
 
 
 def _quality(measured: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("dataset", "split", "examples", "metric", "dense", "sparse", "quantized")
+    names = ("dataset", "split", "examples", "metric", "dense", "sparse", "quantized", "scores")
     return {name: measured.get(name) for name in names}
 
 

@@ -7,9 +7,9 @@ from tokenizers import Tokenizer
 
 from compression import decode
 from compression.checkpoint import model_labels
-from compression.data import QuestionExample, TaggedExample, TextExample
 from compression.encode import Encoder
 from compression.evaluate import Predict
+from compression.examples import QuestionExample, TaggedExample, TextExample
 from compression.recipe import Golden, Task
 
 
@@ -21,7 +21,7 @@ def answer_golden(predict: Predict, encoder: Encoder, inputs: Sequence[Golden]) 
 def _input(task: Task, golden: Golden) -> Any:
     if task.name == "question-answering":
         return {"question": golden.question, "context": golden.context}
-    return golden.text
+    return {"text": golden.text, "text_pair": golden.text_pair} if task.pairs else golden.text
 
 
 def _answer(predict: Predict, encoder: Encoder, golden: Golden) -> Any:
@@ -29,10 +29,12 @@ def _answer(predict: Predict, encoder: Encoder, golden: Golden) -> Any:
     if task.name == "question-answering":
         question = QuestionExample("golden", golden.question, golden.context, ((0, ""),))
         windows = encoder.windows([question])
-        start, end, _ = decode.best_spans(windows, predict(windows), [question], task.max_answer_tokens)[0]
+        best = decode.best_spans(windows, predict(windows), [question], task.max_answer_tokens)[0]
+        silent = task.no_answer and best.null_margin > task.no_answer_threshold
+        start, end = (0, 0) if silent else (best.start, best.end)
         return {"answer": golden.context[start:end], "start": start, "end": end}
     if task.name == "text-classification":
-        windows = encoder.windows([TextExample(golden.text, 0)])
+        windows = encoder.windows([TextExample(golden.text, () if task.multi_label else 0, golden.text_pair)])
         return {"label": task.labels[decode.best_classes(windows, predict(windows), 1)[0]]}
     pieces = split_words(encoder.tokenizer, golden.text)
     sentence = TaggedExample(tuple(golden.text[start:end] for start, end in pieces), ("O",) * len(pieces))

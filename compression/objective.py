@@ -14,7 +14,10 @@ from compression.encode import IGNORED, Window
 
 @dataclass(frozen=True)
 class Batch:
-    """B windows padded to T tokens: `ids`, `types`, `attended` [B, T]; `targets` [B, 1], [B, 2] or [B, T]."""
+    """B windows padded to T tokens: `ids`, `types`, `attended` [B, T]; `targets` [B, 1], [B, 2] or [B, T].
+
+    Floating-point `targets` [B, C] are multi-label: 1 where a label holds.
+    """
 
     ids: Tensor
     types: Tensor
@@ -25,9 +28,11 @@ class Batch:
 def collate(windows: Sequence[Window], device: torch.device) -> Batch:
     """Pad windows on the right to the longest of them; padded targets are IGNORED."""
     longest = max(len(window.ids) for window in windows)
-    per_token = len(windows[0].targets) == len(windows[0].ids)
+    multi_label = windows[0].targets.dtype == np.float32
+    per_token = len(windows[0].targets) == len(windows[0].ids) and not multi_label
     ids = np.zeros((3, len(windows), longest), np.int64)
-    targets = np.full((len(windows), longest if per_token else len(windows[0].targets)), IGNORED, np.int64)
+    shape = (len(windows), longest if per_token else len(windows[0].targets))
+    targets = np.full(shape, IGNORED, np.float32 if multi_label else np.int64)
     for row, window in enumerate(windows):
         length = len(window.ids)
         ids[0, row, :length], ids[1, row, :length], ids[2, row, :length] = window.ids, window.types, 1
@@ -49,7 +54,10 @@ def logits_of(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def task_loss(task: str, logits: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy with the targets: over examples, labelled tokens, or starts and ends of answers."""
+    """Mean cross-entropy with the targets: over examples, labelled tokens, or starts and ends of answers.
+
+    For multi-label targets the mean, over examples and labels, of each label's binary cross-entropy.
+    """
     if task == "question-answering":
         # Padding may not be chosen: softmax runs over the tokens of the window.
         masked = logits.masked_fill(batch.attended.unsqueeze(-1) == 0, float("-inf"))
@@ -57,6 +65,8 @@ def task_loss(task: str, logits: Tensor, batch: Batch) -> Tensor:
         return (losses[0] + losses[1]) / 2
     if task == "token-classification":
         return functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+    if batch.targets.is_floating_point():
+        return functional.binary_cross_entropy_with_logits(logits, batch.targets)
     return functional.cross_entropy(logits, batch.targets[:, 0])
 
 
@@ -64,7 +74,7 @@ def distillation_loss(task: str, student: Tensor, teacher: Tensor, batch: Batch,
     """T^2 KL(softmax(teacher / T) || softmax(student / T)): Hinton et al., arXiv 1503.02531, as in Prune Once for All.
 
     Mean over examples (classification), over tokens that are not padding (NER), over start and end distributions
-    on the tokens of the window (question answering).
+    on the tokens of the window (question answering), over examples and labels with sigmoid for softmax (multi-label).
     """
     if task == "question-answering":
         padding = (batch.attended == 0).unsqueeze(-1)
@@ -75,6 +85,9 @@ def distillation_loss(task: str, student: Tensor, teacher: Tensor, batch: Batch,
     elif task == "token-classification":
         real = batch.attended.bool()
         student, teacher = student[real], teacher[real]
+    elif batch.targets.is_floating_point():
+        # sigmoid(z) is the first part of softmax((z, 0)).
+        student, teacher = (torch.stack((z, torch.zeros_like(z)), dim=-1).flatten(0, 1) for z in (student, teacher))
     divergence = functional.kl_div(
         functional.log_softmax(student / temperature, dim=-1),
         functional.log_softmax(teacher / temperature, dim=-1),

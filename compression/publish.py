@@ -1,5 +1,6 @@
 """The last step of a run: the quantized checkpoint becomes an artifact, judged through the engine."""
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +10,11 @@ import engine
 from compression import prune
 from compression.checkpoint import encoder_matrices, load_model, model_labels
 from compression.encode import Encoder
-from compression.evaluate import Report, evaluate
 from compression.export import Origin, engine_predictor, export_model
 from compression.golden import answer_golden
-from compression.metrics import HEADLINE
+from compression.metrics import headline
 from compression.plots import draw_run
-from compression.run import Prepared, full_quality, headline
+from compression.run import Prepared, full_quality, judge
 from compression.train import append_metrics, read_metrics
 
 
@@ -22,40 +22,46 @@ def publish(run: Prepared, threads: int | None = None) -> Path:
     """Export, judge and document a finished run; return the artifact's folder `run.folder`/artifact.
 
     The artifact is first written without quality and golden answers, since both are read off the artifact itself
-    through the engine, then written again with them.
+    through the engine, then written again with them; so is the threshold below which a question has an answer.
     """
-    recipe = run.recipe
-    model = load_model(str(run.folder / "quantized"), recipe.task)
-    outputs = model_labels(recipe.task)
+    recipe, task = run.recipe, run.recipe.task
+    model = load_model(str(run.folder / "quantized"), task)
+    outputs = model_labels(task)
     tokenizer_json = run.tokenizer.to_str()
     draft, final = run.folder / "artifact.draft", run.folder / "artifact"
-    export_model(model, tokenizer_json, recipe.task, outputs, Origin(recipe.name), draft)
+    export_model(model, tokenizer_json, task, outputs, Origin(recipe.name), draft)
     predict = engine_predictor(engine.load(draft, threads=threads))
-    judged = evaluate(predict, run.windows, run.examples, recipe.task, name="artifact")
-    append_metrics(run.folder, {"stage": "artifact", "full": judged.scores})
-    encoder = Encoder(run.tokenizer, recipe.task, uses_types=bool(getattr(model.config, "type_vocab_size", 0)))
+    judged = judge(run, predict, "artifact")
+    append_metrics(run.folder, {"stage": "artifact", "full": judged})
+    if task.no_answer:
+        task = dataclasses.replace(task, no_answer_threshold=judged["best_f1_thresh"])
+    encoder = Encoder(run.tokenizer, task, uses_types=bool(getattr(model.config, "type_vocab_size", 0)))
     origin = Origin(
         recipe.name,
         quality=_quality(run, judged),
         provenance=_provenance(run),
         golden=answer_golden(predict, encoder, recipe.golden),
     )
-    export_model(model, tokenizer_json, recipe.task, outputs, origin, final)
+    export_model(model, tokenizer_json, task, outputs, origin, final)
     shutil.rmtree(draft)
     draw_run(run.folder, prune.sparsity(encoder_matrices(model)))
     return final
 
 
-def _quality(run: Prepared, judged: Report) -> dict[str, Any]:
-    recipe = run.recipe
+def _quality(run: Prepared, judged: Mapping[str, float]) -> dict[str, Any]:
+    recipe, metric = run.recipe, headline(run.recipe.task)
+    scores = {
+        "dense": full_quality(run, run.folder / "teacher"),
+        "sparse": full_quality(run, run.folder / "pruned"),
+        "quantized": judged,
+    }
     return {
         "dataset": recipe.data.dataset,
         "split": recipe.data.split,
         "examples": len(run.examples),
-        "metric": HEADLINE[recipe.task.name],
-        "dense": round(headline(recipe, full_quality(run, run.folder / "teacher")), 4),
-        "sparse": round(headline(recipe, full_quality(run, run.folder / "pruned")), 4),
-        "quantized": round(headline(recipe, judged.scores), 4),
+        "metric": metric,
+        **{model: round(found[metric], 4) for model, found in scores.items()},
+        "scores": {model: {name: round(value, 4) for name, value in found.items()} for model, found in scores.items()},
     }
 
 

@@ -19,13 +19,23 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """What the model answers. `labels` are class names, or entity groups for token classification."""
+    """What the model answers. `labels` are class names, or entity groups for token classification.
+
+    Text classification: `pairs` reads two texts, `multi_label` lets each label hold or not by itself, `metric` is the
+    headline among the scores (empty: accuracy, or micro F1 for multi-label). Question answering: `no_answer` lets the
+    model say that the context does not answer, where [CLS] beats the best span by more than `no_answer_threshold`.
+    """
 
     name: str
     labels: tuple[str, ...] = ()
     window: int = 128
     stride: int = 32
     max_answer_tokens: int = 30
+    pairs: bool = False
+    multi_label: bool = False
+    metric: str = ""
+    no_answer: bool = False
+    no_answer_threshold: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,39 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Table:
+    """How a table of texts is read; columns that are not named are called as in GLUE's files.
+
+    `header = false`: the columns are called "1", "2", ... `separator` stands between the labels of a multi-label text.
+    `bad_lines` may be skipped, and are counted: GLUE's QQP has some that are broken in two.
+    """
+
+    text: str = ""
+    text_pair: str = ""
+    label: str = ""
+    header: bool = True
+    separator: str = ","
+    bad_lines: int = 0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One more set to judge the finished model on, besides the one that gives the headline."""
+
+    split: str
+    file: str
+
+
+@dataclass(frozen=True)
 class Data:
-    """Files, relative to the data folder given on the command line, and their credits."""
+    """Files, relative to the data folder given on the command line, or sets on the hub (`hub:...`); their credits."""
 
     dataset: str
     train: str
     validation: str
     split: str = "dev"
+    more_validation: tuple[Validation, ...] = ()
+    table: Table = field(default_factory=Table)
     train_limit: int = 0
     validation_limit: int = 0
     sources: tuple[Source, ...] = ()
@@ -101,6 +137,7 @@ class Golden:
     """An input that the finished model is asked at export; a server asks it again at load and compares."""
 
     text: str = ""
+    text_pair: str = ""
     question: str = ""
     context: str = ""
 
@@ -203,11 +240,25 @@ def _check_values(recipe: Recipe) -> None:
     for number, golden in enumerate(recipe.golden):
         keys = {key for key, value in dataclasses.asdict(golden).items() if value}
         wanted = {"question", "context"} if recipe.task.name == "question-answering" else {"text"}
+        wanted |= {"text_pair"} if recipe.task.pairs else set()
         _require(
             keys == wanted, f"golden[{number}]", sorted(keys), f"a table of {sorted(wanted)} for {recipe.task.name}"
         )
+    _check_data(recipe.data, recipe.task)
+
+
+def _check_data(data: Data, task: Task) -> None:
     for key in ("train_limit", "validation_limit"):
-        _require(getattr(recipe.data, key) >= 0, f"data.{key}", getattr(recipe.data, key), ">= 0 (0 = all)")
+        _require(getattr(data, key) >= 0, f"data.{key}", getattr(data, key), ">= 0 (0 = all)")
+    splits = [data.split, *(more.split for more in data.more_validation)]
+    _require(len(set(splits)) == len(splits), "data.split and data.more_validation", splits, "without repetition")
+    table = data.table
+    _require(table == Table() or task.name == "text-classification", "data.table", table, "absent for this task")
+    _require(task.pairs or not table.text_pair, "data.table.text_pair", table.text_pair, "absent without task.pairs")
+    named = bool(table.text) == bool(table.text_pair) or not task.pairs
+    _require(named, "data.table.text, text_pair", (table.text, table.text_pair), "named both or neither")
+    _require(table.separator != "", "data.table.separator", table.separator, "at least one character")
+    _require(table.bad_lines >= 0, "data.table.bad_lines", table.bad_lines, ">= 0")
 
 
 def check_task(task: Task, *, labels: bool = True) -> None:
@@ -221,9 +272,30 @@ def check_task(task: Task, *, labels: bool = True) -> None:
         fewest = 2 if task.name == "text-classification" else 1
         _require(len(task.labels) >= fewest, "task.labels", list(task.labels), f"at least {fewest} names")
         _require(len(set(task.labels)) == len(task.labels), "task.labels", list(task.labels), "without repetition")
+    _check_kind(task, labels=labels)
     _require(task.window >= 16, "task.window", task.window, ">= 16 tokens")
     _require(0 <= task.stride < task.window - 8, "task.stride", task.stride, f"in [0, {task.window - 8})")
     _require(task.max_answer_tokens >= 1, "task.max_answer_tokens", task.max_answer_tokens, ">= 1")
+
+
+def _check_kind(task: Task, *, labels: bool) -> None:
+    for key in ("pairs", "multi_label", "metric"):
+        value, text = getattr(task, key), task.name == "text-classification"
+        _require(text or not value, f"task.{key}", value, "absent: it is for text classification")
+    answers = task.name == "question-answering"
+    _require(answers or not task.no_answer, "task.no_answer", True, "absent: it is for question answering")
+    needless = task.no_answer or not task.no_answer_threshold
+    _require(needless, "task.no_answer_threshold", task.no_answer_threshold, "absent without task.no_answer")
+    if task.metric:
+        allowed = metrics_of(task)
+        _require(task.metric in allowed or not labels, "task.metric", task.metric, f"one of {allowed} for these labels")
+
+
+def metrics_of(task: Task) -> tuple[str, ...]:
+    """Name the scores of a text classification; the first is the headline where the recipe names none."""
+    if task.multi_label:
+        return ("micro_f1", "macro_f1", "subset_accuracy")
+    return ("accuracy", "f1", "matthews") if len(task.labels) == 2 else ("accuracy",)
 
 
 def _check_training(key: str, training: Training) -> None:

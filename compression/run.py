@@ -1,7 +1,7 @@
 """A recipe from start to artifact: teacher, prune, quantize, export, evaluate; each stage is kept and never redone."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 
 from compression import prune
 from compression.checkpoint import encoder_matrices, load_config, load_model, load_tokenizer
-from compression.data import Example, read_examples
+from compression.data import Example, find_source, read_examples
 from compression.encode import Encoder, Window
-from compression.evaluate import evaluate, torch_predictor
-from compression.metrics import HEADLINE
+from compression.evaluate import Predict, evaluate, torch_predictor
 from compression.quantize import quantize_model
 from compression.recipe import Distillation, Recipe, RecipeError, Training
 from compression.teacher import Teacher, kept_teacher, live_teacher
@@ -28,7 +27,7 @@ QUICK_EXAMPLES = 500
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe with its data read, checked and cut into windows."""
+    """A recipe with its data read, checked and cut into windows; `more` are further validation sets by split."""
 
     recipe: Recipe
     folder: Path
@@ -36,6 +35,7 @@ class Prepared:
     train_windows: Sequence[Window]
     examples: Sequence[Example]
     windows: Sequence[Window]
+    more: Mapping[str, tuple[Sequence[Example], Sequence[Window]]]
 
 
 def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepared:
@@ -49,16 +49,20 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
         raise RecipeError(
             f"'task.window' is {recipe.task.window}; the checkpoint has {config.max_position_embeddings} positions"
         )
-    training = _limited(read_examples(data / recipe.data.train, recipe.task), recipe.data.train_limit)
-    validation = _limited(read_examples(data / recipe.data.validation, recipe.task), recipe.data.validation_limit)
+
+    def read(name: str, limit: int) -> list[Example]:
+        examples = read_examples(find_source(data, name), recipe.task, recipe.data.table)
+        return examples[:limit] if limit else examples
+
+    training = read(recipe.data.train, recipe.data.train_limit)
+    validation = read(recipe.data.validation, recipe.data.validation_limit)
+    further = {more.split: read(more.file, recipe.data.validation_limit) for more in recipe.data.more_validation}
     tokenizer = load_tokenizer(recipe.checkpoint)
     encoder = Encoder(tokenizer, recipe.task, uses_types=bool(getattr(config, "type_vocab_size", 0)))
     _open_folder(folder, recipe_text)
-    return Prepared(recipe, folder, tokenizer, encoder.windows(training), validation, encoder.windows(validation))
-
-
-def _limited(examples: list[Example], limit: int) -> list[Example]:
-    return examples[:limit] if limit else examples
+    more = {split: (examples, encoder.windows(examples)) for split, examples in further.items()}
+    windows = encoder.windows(training)
+    return Prepared(recipe, folder, tokenizer, windows, validation, encoder.windows(validation), more)
 
 
 def _open_folder(folder: Path, recipe_text: str) -> None:
@@ -193,13 +197,16 @@ def full_quality(run: Prepared, checkpoint: Path, *, quantized: bool = False) ->
     model = load_model(str(checkpoint), run.recipe.task)
     if quantized:
         quantize_model(model)
-    scores = evaluate(
-        torch_predictor(model), run.windows, run.examples, run.recipe.task, name=f"{checkpoint.name}"
-    ).scores
+    scores = judge(run, torch_predictor(model), checkpoint.name)
     append_metrics(run.folder, {"stage": checkpoint.name, "full": scores})
     return scores
 
 
-def headline(recipe: Recipe, scores: dict[str, float]) -> float:
-    """The one number of a task: accuracy, entity F1 (both 0..1) or SQuAD F1 (percent)."""
-    return scores[HEADLINE[recipe.task.name]]
+def judge(run: Prepared, predict: Predict, name: str) -> dict[str, float]:
+    """Score the whole validation set, and every further one under SPLIT/METRIC."""
+    task = run.recipe.task
+    scores = evaluate(predict, run.windows, run.examples, task, name=name).scores
+    for split, (examples, windows) in run.more.items():
+        found = evaluate(predict, windows, examples, task, name=f"{name} {split}").scores
+        scores |= {f"{split}/{metric}": value for metric, value in found.items()}
+    return scores

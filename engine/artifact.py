@@ -152,7 +152,10 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Task:
-    """What the model answers; `window`, `stride` and `max_answer_tokens` are counted in tokens."""
+    """What the model answers; `window`, `stride` and `max_answer_tokens` are counted in tokens.
+
+    `no_answer_threshold` None: every question is answered.
+    """
 
     name: str
     labels: tuple[str, ...]
@@ -160,6 +163,9 @@ class Task:
     window: int
     stride: int
     max_answer_tokens: int | None
+    pairs: bool
+    multi_label: bool
+    no_answer_threshold: float | None
 
 
 @dataclass(frozen=True)
@@ -221,6 +227,13 @@ class _Fields:
         if type(value) not in (int, float) or not low <= value <= high:
             raise self.wrong(name, f"a number from {low} to {high}")
         return float(value)
+
+    def flag(self, name: str) -> bool:
+        """Read a field that artifacts from before it do not have: absent is false."""
+        value = self.value.get(name, False)
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
 
     def choice(self, name: str, choices: tuple[str | None, ...]) -> Any:
         value = self.get(name)
@@ -341,7 +354,29 @@ def _task(fields: _Fields, architecture: Architecture) -> Task:
     longest = fields.integer("max_answer_tokens", 1, window) if name == "question-answering" else None
     if longest is None and fields.get("max_answer_tokens") is not None:
         raise fields.wrong("max_answer_tokens", f"null for {name}")
-    return Task(name, tuple(labels), head_activation, window, fields.integer("stride", 0, max(0, window - 3)), longest)
+    kinds = {kind: fields.flag(kind) for kind in ("pairs", "multi_label")}
+    for kind, wanted in kinds.items():
+        if wanted and name != "text-classification":
+            raise fields.wrong(kind, f"false for {name}")
+    return Task(
+        name=name,
+        labels=tuple(labels),
+        head_activation=head_activation,
+        window=window,
+        stride=fields.integer("stride", 0, max(0, window - 3)),
+        max_answer_tokens=longest,
+        no_answer_threshold=_no_answer_threshold(fields, name),
+        **kinds,
+    )
+
+
+def _no_answer_threshold(fields: _Fields, task: str) -> float | None:
+    if fields.value.get("no_answer_threshold") is None:
+        return None
+    if task != "question-answering":
+        raise fields.wrong("no_answer_threshold", f"null for {task}")
+    # Far beyond any sum of two logits, and finite.
+    return fields.number("no_answer_threshold", -1e9, 1e9)
 
 
 def matrix_names(architecture: Architecture) -> Iterator[tuple[str, tuple[int, int]]]:

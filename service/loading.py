@@ -60,13 +60,16 @@ def load_model(path: Path, threads: int | None) -> Model:
     """Load one artifact and replay its golden examples, which also warms it up.
 
     Raises:
-        engine.ArtifactError, ValueError: see `engine.load`. StartupError: the tokenizer cannot be used.
+        engine.ArtifactError, ValueError: see `engine.load`. StartupError: the tokenizer cannot be used, or the model
+            reads pairs of texts.
         GoldenError: an answer is not what the manifest promises.
     """
     began = perf_counter()
     loaded = engine.load(path, threads=threads)
     manifest = loaded.manifest
     task = manifest.task
+    if task.pairs:
+        raise StartupError(f"{path}: the model reads pairs of texts, which no endpoint here takes yet")
     tokenizer = TextTokenizer(path / "tokenizer.json", manifest.architecture.vocabulary)
     model = Model(
         name=manifest.name,
@@ -83,6 +86,8 @@ def load_model(path: Path, threads: int | None) -> Model:
             "isa": loaded.isa,
             "threads": str(loaded.threads),
         },
+        multi_label=task.multi_label,
+        no_answer_threshold=task.no_answer_threshold,
     )
     read = perf_counter()
     replay(model, manifest.golden)

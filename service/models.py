@@ -17,7 +17,11 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """One model that serves. `details` (precision, sparsity, sha256, isa, threads) are for people and /metrics."""
+    """One model that serves. `details` (precision, sparsity, sha256, isa, threads) are for people and /metrics.
+
+    `multi_label`: each label of a text holds or not by itself. `no_answer_threshold`: how much more than the best span
+    no answer must be worth to be the answer; None: there always is one.
+    """
 
     name: str
     task: str
@@ -27,6 +31,8 @@ class Model:
     uses_types: bool
     forward: Forward
     details: Mapping[str, str]
+    multi_label: bool = False
+    no_answer_threshold: float | None = None
 
     @property
     def rows_are_tokens(self) -> bool:

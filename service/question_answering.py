@@ -40,18 +40,40 @@ def decode(
     softmax over all spans of up to `max_answer_tokens` in all windows, so a window without the answer cannot be sure
     of itself and scores never add up to more than 1. Spans grow to whole words; those that then are the same keep the
     higher score. (transformers' pipeline normalises each window alone and adds the scores of equal texts.)
+    Where the model can find no answer, that is one more candidate, the empty one.
     """
     longest = parameters.max_answer_tokens or model.max_answer_tokens or len(encoded.tokens)
     worth = _span_worth(encoded, logits, min(longest, len(encoded.tokens)))
-    best = worth.max()
-    total = np.exp(worth - best).sum(dtype=np.float64)
+    null = _null_worth(model, logits)
+    best = max(worth.max(), null)
+    total = np.exp(worth - best).sum(dtype=np.float64) + np.exp(null - best)
     answers: dict[tuple[int, int], float] = {}
-    for row, extra in _descending(worth):
-        span = _whole_words(item.context, encoded, row, row + extra)
-        answers.setdefault(span, float(np.exp(worth[row, extra] - best) / total))
+    for value, span in _candidates(item.context, encoded, worth, null):
+        answers.setdefault(span, float(np.exp(value - best) / total))
         if len(answers) == parameters.top_k:
             break
     return [Answer(answer=item.context[a:b], score=score, start=a, end=b) for (a, b), score in answers.items()]
+
+
+def _null_worth(model: Model, logits: Sequence[Floats]) -> float:
+    """Return what no answer is worth: start plus end logit of [CLS] where that is least, less the model's threshold."""
+    if model.no_answer_threshold is None:
+        return -np.inf
+    return min(float(values[0].sum()) for values in logits) - model.no_answer_threshold
+
+
+def _candidates(
+    text: str, encoded: Encoded, worth: Floats, null: float
+) -> Iterator[tuple[np.float32 | float, tuple[int, int]]]:
+    """Yield what an answer is worth and its code points, highest first; (0, 0) is no answer, behind its equals."""
+    pending = null > -np.inf
+    for row, extra in _descending(worth):
+        if pending and null > worth[row, extra]:
+            pending = False
+            yield null, (0, 0)
+        yield worth[row, extra], _whole_words(text, encoded, row, row + extra)
+    if pending:
+        yield null, (0, 0)
 
 
 def _span_worth(encoded: Encoded, logits: Sequence[Floats], longest: int) -> Floats:

@@ -174,7 +174,10 @@ CodePoint = Annotated[int, Field(ge=0, description="code points into the text th
 
 
 class Answer(Output):
-    """A part of the context: `answer` is `context[start:end]`; scores of all possible spans add up to 1."""
+    """A part of the context: `answer` is `context[start:end]`; scores of all possible answers add up to 1.
+
+    A model trained to say that there is no answer does so with an empty one.
+    """
 
     answer: str
     score: Score
@@ -183,7 +186,7 @@ class Answer(Output):
 
 
 class Label(Output):
-    """A label and its probability."""
+    """A label and its probability; those of a multi-label model need not add up to 1."""
 
     label: str
     score: Score

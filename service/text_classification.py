@@ -38,11 +38,17 @@ def encode(model: Model, text: str, parameters: TextClassificationParameters, po
 def decode(
     model: Model, _: str, encoded: Encoded, logits: Sequence[Floats], parameters: TextClassificationParameters
 ) -> list[Label]:
-    """Return labels, best first, from logits, [C] per window: softmax of their mean, weighted by windows' tokens."""
+    """Return labels, best first, from logits, [C] per window: softmax of their mean, weighted by windows' tokens.
+
+    Scores of a multi-label model are sigmoids: each is the probability that its label holds, whatever the others do.
+    """
     weights = [window.end - window.start for window in encoded.windows]
     mean = np.average(np.array(logits, np.float64), axis=0, weights=weights)
-    exponentials = np.exp(mean - mean.max())
-    scores = exponentials / exponentials.sum()
+    if model.multi_label:
+        scores = np.exp(-np.logaddexp(0, -mean))  # 1 / (1 + exp(-x)) without overflow
+    else:
+        exponentials = np.exp(mean - mean.max())
+        scores = exponentials / exponentials.sum()
     order = np.argsort(-scores, kind="stable")[: parameters.top_k]
     return [Label(label=model.labels[i], score=float(scores[i])) for i in order]
 

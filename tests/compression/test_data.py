@@ -5,19 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compression.data import DataError, TaggedExample, TextExample, read_examples, tags_of, to_iob2
+from compression.data import DataError, TaggedExample, find_source, read_examples, tags_of, to_iob2
 from compression.recipe import Task
 from tests.compression import tiny
 
 SENTIMENT = Task("text-classification", labels=("negative", "positive"))
 ENTITIES = Task("token-classification", labels=("PER", "LOC"))
 QUESTIONS = Task("question-answering")
-
-
-def test_tsv_labels_are_names_or_indices(tmp_path: Path) -> None:
-    file = tmp_path / "x.tsv"
-    file.write_text('label\tsentence\n1\ta "quoted text\nnegative\tb \n')
-    assert read_examples(file, SENTIMENT) == [TextExample('a "quoted text', 1), TextExample("b", 0)]
 
 
 def test_conll_reads_iob1_with_docstart_and_no_last_blank_line(tmp_path: Path) -> None:
@@ -51,13 +45,13 @@ def test_tags_of_groups() -> None:
     ("content", "task", "message"),
     [
         ("sentence\tlabel\ngood\t2\n", SENTIMENT, ":2: unknown label '2'; the recipe knows ['negative', 'positive']"),
-        ("sentence\tlabel\ngood\t1\textra\n", SENTIMENT, ":2: 3 columns where the header has 2"),
-        ('{"data": []}', SENTIMENT, "needs a tab-separated header"),
+        ("sentence\tlabel\ngood\t1\textra\n", SENTIMENT, ":2: 3 columns where the first line has 2"),
+        ('{"data": []}', SENTIMENT, "needs columns for a text (sentence or text) and for a label"),
         ("sentence\tlabel\n", SENTIMENT, "holds no examples"),
         ("Anna I-PERSON\n", ENTITIES, ":1: unknown tag 'I-PERSON'; the recipe's groups are ['PER', 'LOC']"),
         ("Anna\n", ENTITIES, ":1: token-classification needs a word and a tag"),
-        ("sentence\tlabel\n", QUESTIONS, "not a SQuAD v1.1 JSON file, as question-answering needs"),
-        ('{"data": [{"title": "t"}]}', QUESTIONS, "not a SQuAD v1.1 JSON file"),
+        ("sentence\tlabel\n", QUESTIONS, "not a SQuAD JSON file, as question-answering needs"),
+        ('{"data": [{"title": "t"}]}', QUESTIONS, "not a SQuAD JSON file"),
         ("sentence\tlabel\n\xff", SENTIMENT, "not UTF-8 text"),
     ],
 )  # fmt: skip
@@ -78,13 +72,28 @@ def squad(answers: list[dict[str, object]]) -> str:
 
 @pytest.mark.parametrize(
     ("answers", "message"),
-    [([], "question 7 has no answer"), ([{"text": "lives", "answer_start": 4}], "answer 'lives' is not at 4")],
+    [
+        ([], "question 7 has no answer; for SQuAD v2.0 set task.no_answer"),
+        ([{"text": "lives", "answer_start": 4}], "answer 'lives' is not at 4"),
+    ],
 )
 def test_squad_answers_are_checked(tmp_path: Path, answers: list[dict[str, object]], message: str) -> None:
     file = tmp_path / "q.json"
     file.write_text(squad(answers))
     with pytest.raises(DataError, match=message):
         read_examples(file, QUESTIONS)
+
+
+def test_squad_v2_keeps_the_questions_without_an_answer(tmp_path: Path) -> None:
+    file = tmp_path / "q.json"
+    file.write_text(squad([]))
+    (example,) = read_examples(file, Task("question-answering", no_answer=True))
+    assert (example.id, example.answers) == ("7", ())
+
+
+def test_sources_are_files_in_the_data_folder_or_sets_on_the_hub() -> None:
+    assert find_source(Path("data"), "mnli/train.tsv") == Path("data/mnli/train.tsv")
+    assert find_source(Path("data"), "hub:nyu-mll/glue:mnli:train") == "hub:nyu-mll/glue:mnli:train"
 
 
 def test_a_missing_file_names_the_option(tmp_path: Path) -> None:

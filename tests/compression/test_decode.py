@@ -2,9 +2,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compression.data import QuestionExample, TaggedExample, tags_of
-from compression.decode import best_classes, best_spans, best_tags
+from compression.decode import Span, best_classes, best_spans, best_tags, label_sets
 from compression.encode import Encoder, Window
+from compression.examples import QuestionExample, TaggedExample, tags_of
 from compression.golden import group_entities, split_words
 from compression.recipe import Task
 from tests.compression import tiny
@@ -36,9 +36,9 @@ def test_an_answer_grows_to_whole_words() -> None:
     (window,) = Encoder(TOKENIZER, task, uses_types=True).windows([question])
     logits = np.zeros((len(window.ids), 2), np.float32)
     logits[4] = 9.0  # [CLS] who ? [SEP] anna ##x went [SEP]
-    start, end, margin = best_spans([window], [logits], [question], 30)[0]
-    assert question.context[start:end] == "annax"
-    assert margin > 0
+    span = best_spans([window], [logits], [question], 30)[0]
+    assert question.context[span.start : span.end] == "annax"
+    assert span.margin > 0
 
 
 def test_classes_are_the_best_logit_averaged_by_tokens() -> None:
@@ -46,6 +46,40 @@ def test_classes_are_the_best_logit_averaged_by_tokens() -> None:
     windows = [Window(n, np.zeros(length, np.int32), *([np.empty(0, np.int32)] * 3)) for n, length in lengths]
     logits = [np.array(row, np.float32) for row in ([30, 0], [0, 4], [1, 0])]
     assert best_classes(windows, logits, 2) == [1, 0]
+
+
+def test_labels_hold_where_their_mean_logit_is_above_zero() -> None:
+    windows = [
+        Window(n, np.zeros(length, np.int32), *([np.empty(0, np.int32)] * 3)) for n, length in ((0, 3), (0, 12), (1, 2))
+    ]
+    logits = [np.array(row, np.float32) for row in ([30, -1, 5], [-2, 1, -1], [-1, -1, 0])]
+    # (1 x 30 - 10 x 2) / 11 > 0, (-1 + 10) / 11 > 0, (5 - 10) / 11 < 0; a logit of 0 is a probability of one half.
+    assert label_sets(windows, logits, 2) == [(0, 1), ()]
+
+
+@given(seed=st.integers(0, 999), words=st.integers(1, 40))
+def test_no_answer_is_worth_cls_in_the_window_where_that_is_least(seed: int, words: int) -> None:
+    random = np.random.default_rng(seed)
+    question = QuestionExample("q", "where ?", " ".join(random.choice(tiny.PLACES, words)), ())
+    windows = Encoder(TOKENIZER, Task("question-answering", window=20, stride=4), True).windows([question])
+    assert all(window.targets.tolist() == [0, 0] for window in windows)
+    logits = [random.normal(size=(len(w.ids), 2)).astype(np.float32) for w in windows]
+    spans = [
+        float(values[s, 0] + values[e, 1])
+        for w, values in zip(windows, logits, strict=True)
+        for s in range(len(w.ids))
+        for e in range(s, min(s + 30, len(w.ids)))
+        if w.places[s, 0] >= 0 and w.places[e, 0] >= 0
+    ]
+    null = min(float(values[0, 0] + values[0, 1]) for values in logits)
+    assert best_spans(windows, logits, [question], 30)[0].null_margin == null - max(spans)
+
+
+def test_a_context_without_tokens_has_no_answer() -> None:
+    question = QuestionExample("q", "where ?", " ", ())
+    windows = Encoder(TOKENIZER, Task("question-answering", window=20, stride=4), True).windows([question])
+    logits = [np.zeros((len(window.ids), 2), np.float32) for window in windows]
+    assert best_spans(windows, logits, [question], 30) == [Span(0, 0, 0.0, 0.0)]
 
 
 def test_tags_come_from_the_window_where_the_word_is_deepest() -> None:

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
-from compression.data import DataError, QuestionExample, TaggedExample, TextExample
 from compression.encode import IGNORED, Encoder, prepare_tokenizer
+from compression.examples import DataError, QuestionExample, TaggedExample, TextExample
 from compression.recipe import Task
 from tests.compression import tiny
 
@@ -52,6 +52,40 @@ def test_a_question_finds_its_answer_in_every_window_that_holds_it(words: list[s
     assert found >= 1 or len(words[at]) > 3  # only an answer of several tokens may be cut by every window
 
 
+@given(first=WORDS, second=WORDS, window=st.integers(16, 40), types=st.booleans())
+def test_a_pair_is_one_window_and_what_is_cut_is_counted(
+    first: list[str], second: list[str], window: int, types: bool
+) -> None:
+    task = Task("text-classification", labels=("no", "yes"), window=window, stride=4, pairs=True)
+    texts = " ".join(first), " ".join(second)
+    (one,) = Encoder(TOKENIZER, task, types).windows([TextExample(texts[0], 1, texts[1])])
+    whole = [TOKENIZER.encode(text, add_special_tokens=False).ids for text in texts]
+    assert len(one.ids) + one.cut == len(whole[0]) + len(whole[1]) + 3
+    assert one.cut == 0 or len(one.ids) == window
+    end = one.ids.tolist().index(TOKENIZER.token_to_id("[SEP]"))
+    read = one.ids[1:end].tolist(), one.ids[end + 1 : -1].tolist()
+    assert all(part == text[: len(part)] for part, text in zip(read, whole, strict=True))
+    assert one.types.tolist() == [0] * (end + 1) + [int(types)] * (len(read[1]) + 1)
+    assert one.targets.tolist() == [1]
+
+
+def test_pairs_that_do_not_fit_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    task = Task("text-classification", labels=("no", "yes"), window=16, stride=4, pairs=True)
+    encode = Encoder(TOKENIZER, task, uses_types=True)
+    encode.windows([TextExample("the film", 0, "a story")])
+    assert not caplog.messages
+    encode.windows([TextExample("the film", 0, "a story"), TextExample("the film", 0, "a story " * 20)])
+    expected = "1 of 2 pairs do not fit task.window = 16: their longer text was cut, 29 tokens in all"
+    assert caplog.messages == [expected]
+
+
+def test_label_sets_are_a_yes_or_no_for_every_label() -> None:
+    task = Task("text-classification", labels=("a", "b", "c"), window=16, stride=4, multi_label=True)
+    windows = Encoder(TOKENIZER, task, uses_types=True).windows([TextExample("film", (0, 2)), TextExample("film", ())])
+    assert [window.targets.tolist() for window in windows] == [[1, 0, 1], [0, 0, 0]]
+    assert {window.targets.dtype for window in windows} == {np.dtype(np.float32)}
+
+
 def test_every_piece_of_a_word_carries_its_tag_and_only_its_first_token() -> None:
     example = TaggedExample(("Anna-Ben", "went", "oslox"), ("B-PER", "O", "B-LOC"))
     (window,) = encoder("token-classification").windows([example])
@@ -84,7 +118,8 @@ def test_padding_and_truncation_of_a_checkpoint_are_turned_off() -> None:
     cut = tiny.tokenizer()
     cut.enable_truncation(4)
     cut.enable_padding(length=128)
-    assert len(prepare_tokenizer(cut, 1000).encode("the film was good and the story was bad").ids) == 9
+    whole = prepare_tokenizer(cut, 1000).encode("the film was good and the story was bad", add_special_tokens=False)
+    assert len(whole.ids) == 9
 
 
 def test_an_empty_text_is_one_window_of_two_tokens() -> None:

@@ -12,10 +12,10 @@ import engine
 from compression import prune
 from compression.checkpoint import encoder_matrices, load_model, load_tokenizer, model_labels
 from compression.cli import app
-from compression.data import TextExample
 from compression.encode import Encoder, Window
 from compression.evaluate import torch_predictor
-from compression.export import Origin, engine_predictor, export_model
+from compression.examples import TextExample
+from compression.export import Origin, engine_predictor, export_model, task_of
 from compression.objective import collate
 from compression.quantize import QuantizedLinear, quantize_model
 from compression.recipe import Task
@@ -121,6 +121,24 @@ def test_export_command_takes_a_finetuned_checkpoint_as_it_is(tmp_path: Path) ->
     (window,) = Encoder(load_tokenizer(str(base)), task, uses_types=True).windows([TextExample("the film was good", 0)])
     dense = torch_predictor(model)([window])[0]
     assert np.abs(engine_predictor(loaded)([window])[0] - dense).max() < 0.1  # rounding to 8 bit, no training
+
+
+def test_export_takes_over_what_kind_of_task_it_is(tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base")
+    many = Task("text-classification", labels=("a", "b"), window=32, multi_label=True)
+    load_model(str(base), many).save_pretrained(tmp_path / "many")
+    load_tokenizer(str(base)).save(str(tmp_path / "many" / "tokenizer.json"))
+    asking = Task("question-answering", window=32)
+    load_model(str(base), asking).save_pretrained(tmp_path / "asking")
+    load_tokenizer(str(base)).save(str(tmp_path / "asking" / "tokenizer.json"))
+    for name, task, option in (("many", many, "--pairs"), ("asking", asking, "--no-answer")):
+        command = ["export", str(tmp_path / name), "--out", str(tmp_path / f"{name}-out"), "--task", task.name, option]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    exported = task_of(engine.read_manifest(tmp_path / "many-out"))
+    assert (exported.pairs, exported.multi_label, exported.no_answer) == (True, True, False)
+    exported = task_of(engine.read_manifest(tmp_path / "asking-out"))
+    assert (exported.no_answer, exported.no_answer_threshold) == (True, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -27,6 +28,17 @@ def test_kl_equals_the_closed_form_for_two_classes() -> None:
         "text-classification", torch.tensor([[b, 0.0]]), torch.tensor([[a, 0.0]]), batch([[1]], [[0]]), t
     )
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_divergence_of_label_sets_is_the_mean_of_each_labels() -> None:
+    # Two classes with logits (z, 0) are one label with logit z.
+    student, teacher = torch.randn(3, 4), torch.randn(3, 4)
+    many = Batch(*[torch.ones(3, 1)] * 3, torch.zeros(3, 4))
+    loss = distillation_loss("text-classification", student, teacher, many, 2.0)
+    pairs = [torch.stack((z.flatten(), torch.zeros(12)), dim=1) for z in (student, teacher)]
+    expected = distillation_loss("text-classification", *pairs, batch([[1]] * 12, [[0]] * 12), 2.0)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert distillation_loss("text-classification", teacher, teacher, many, 2.0).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("task", ["text-classification", "token-classification", "question-answering"])
@@ -81,6 +93,19 @@ def test_losses_agree_with_transformers_own(tmp_path: Path, task: str, targets: 
     )
     theirs = model(input_ids=one.ids, attention_mask=one.attended, token_type_ids=one.types, **given).loss
     assert task_loss(task, logits_of(model, one), one).item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_label_sets_are_collated_as_they_are_also_where_labels_and_tokens_are_as_many() -> None:
+    windows = [window(length, [0]) for length in (3, 5)]
+    labels = [np.array(row, np.float32) for row in ([1, 0, 1], [0, 0, 0])]
+    made = collate(
+        [dataclasses.replace(w, targets=t) for w, t in zip(windows, labels, strict=True)], torch.device("cpu")
+    )
+    assert made.targets.tolist() == [[1, 0, 1], [0, 0, 0]]
+    logits = torch.tensor([[2.0, -1.0, 0.0], [0.0, 1.0, -3.0]])
+    signs = torch.tensor([[1, -1, 1], [-1, -1, -1]])
+    expected = torch.log1p(torch.exp(-signs * logits)).mean()
+    assert task_loss("text-classification", logits, made).item() == pytest.approx(expected.item())
 
 
 def test_collate_pads_right() -> None:

@@ -42,6 +42,16 @@ def test_values_arrive_typed_and_defaults_hold(tmp_path: Path) -> None:
         ('["negative", "positive"]', '["positive"]', "at least 2 names"),
         ('["negative", "positive"]', '["a", "a"]', "without repetition"),
         ('["negative", "positive"]', '"negative"', "'task.labels' must be a list"),
+        ("window = 32", "no_answer = true", "'task.no_answer' is True; it must be absent: it is for question"),
+        ("window = 32", "no_answer_threshold = 1", "'task.no_answer_threshold' is 1.0; it must be absent without"),
+        ("window = 32", 'metric = "f2"', "'task.metric' is 'f2'; it must be one of ('accuracy', 'f1', 'matthews')"),
+        ("window = 32", 'multi_label = true\nmetric = "f1"', "one of ('micro_f1', 'macro_f1', 'subset_accuracy')"),
+        ("window = 32", "pairs = true", "it must be a table of ['text', 'text_pair'] for text-classification"),
+        ('dataset = "made up"', 'dataset = "x"\ntable = {text_pair = "b"}', "absent without task.pairs"),
+        ('dataset = "made up"', 'dataset = "x"\ntable = {separator = ""}', "'data.table.separator' is ''"),
+        ('dataset = "made up"', 'dataset = "x"\ntable = {bad_lines = -1}', "'data.table.bad_lines' is -1"),
+        ('dataset = "made up"', 'dataset = "x"\ntable = {lable = "y"}', "did you mean 'data.table.label'"),
+        ('dataset = "made up"', 'dataset = "x"\nmore_validation = [{split = "dev", file = "f"}]', "without repetition"),
         ("gradient_accumulation = 2", "gradient_accumulation = 99", "in [1, batch_size]"),
         ("dropout = 0.0", "dropout = 1.0", "'quantize.training.dropout' is 1.0"),
         ('text = "the story was superb"', 'question = "?"', "'golden[0]' is ['question']; it must be"),
@@ -61,6 +71,21 @@ def test_a_mistake_is_named_with_its_key_value_and_limit(tmp_path: Path, old: st
 def test_question_answering_has_no_labels(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="absent for question answering"):
         parse_recipe(text(tmp_path, "question-answering").replace("window", 'labels = ["x"]\nwindow', 1))
+
+
+@pytest.mark.parametrize("line", ["pairs = true", "multi_label = true", 'metric = "f1"'])
+def test_kinds_of_text_classification_are_of_no_other_task(tmp_path: Path, line: str) -> None:
+    with pytest.raises(RecipeError, match="it must be absent: it is for text classification"):
+        parse_recipe(text(tmp_path, "token-classification").replace("window", f"{line}\nwindow", 1))
+    with pytest.raises(RecipeError, match=r"'data.table' is .* it must be absent for this task"):
+        parse_recipe(text(tmp_path, "question-answering").replace("[data]", '[data]\ntable = {label = "x"}', 1))
+
+
+def test_both_columns_of_a_pair_are_named_or_neither(tmp_path: Path) -> None:
+    good = text(tmp_path, "pairs")
+    assert parse_recipe(good).data.more_validation[0].split == "mismatched"
+    with pytest.raises(RecipeError, match="named both or neither"):
+        parse_recipe(good.replace("[data]", '[data]\ntable = {text = "premise"}', 1))
 
 
 def test_a_missing_recipe_says_so(tmp_path: Path) -> None:

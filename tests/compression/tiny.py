@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BertConfig,
     BertModel,
@@ -49,6 +50,11 @@ def tokenizer() -> Tokenizer:
     made = Tokenizer(WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     made.normalizer = BertNormalizer(lowercase=True)
     made.pre_tokenizer = BertPreTokenizer()
+    made.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", words.index("[CLS]")), ("[SEP]", words.index("[SEP]"))],
+    )
     return made
 
 
@@ -82,6 +88,7 @@ def checkpoint(folder: Path, *, family: str = "bert", layers: int = 2, hidden: i
         sep_token="[SEP]",
         pad_token="[PAD]",
         mask_token="[MASK]",
+        model_input_names=["input_ids", *(["token_type_ids"] if family == "bert" else []), "attention_mask"],
     ).save_pretrained(folder)
     return folder
 
@@ -97,6 +104,35 @@ def write_entities(path: Path, copies: int = 6) -> Path:
     sentences = [f"{person} PER\nlives O\nin O\n{place} LOC\n. O" for person in PEOPLE for place in PLACES]
     text = "-DOCSTART- O\n\n" + "\n\n".join(sentences * copies) + "\n"
     path.write_text(text.replace(" PER", " X X I-PER").replace(" LOC", " X X I-LOC").replace(" O", " X X O"))
+    return path
+
+
+def write_pairs(path: Path, copies: int = 2) -> Path:
+    """Pairs that are labelled by the second text, as MNLI lays them out; the first may say the opposite."""
+    seconds = [(word, label) for label, some in (("bad", NEGATIVE), ("good", POSITIVE)) for word in some]
+    pairs = [(first, *second) for first in (*NEGATIVE[:2], *POSITIVE[:2]) for second in seconds]
+    rows = [f"{number}\tthe film was {a}\ta {b} story\t{label}" for number, (a, b, label) in enumerate(pairs)]
+    path.write_text("index\tsentence1\tsentence2\tgold_label\n" + "\n".join(rows * copies) + "\n")
+    return path
+
+
+def write_label_sets(path: Path, copies: int = 24) -> Path:
+    """Texts that name a person, a place, both or neither; the labels stand between semicolons."""
+    people = [*((f"{person} went", "person") for person in PEOPLE[:2]), ("who went", "")]
+    places = [*((f"to {place}", "place") for place in PLACES[:2]), ("to film", "")]
+    texts = [(f"{a} {b}", f"{x};{y}".strip(";")) for a, x in people for b, y in places]
+    path.write_text("text\tlabel\n" + "\n".join(f"{text}\t{labels}" for text, labels in texts * copies) + "\n")
+    return path
+
+
+def write_questions2(path: Path, copies: int = 4) -> Path:
+    """Questions after a place, every third of which the context does not answer."""
+    write_questions(path, copies)
+    document = json.loads(path.read_text())
+    for paragraph in document["data"][0]["paragraphs"][::3]:
+        paragraph["context"] = paragraph["context"].split("lives in")[0] + "went to the film."
+        paragraph["qas"][0] |= {"answers": [], "is_impossible": True}
+    path.write_text(json.dumps(document))
     return path
 
 
@@ -128,6 +164,7 @@ max_answer_tokens = 8
 dataset = "made up"
 train = "{data}"
 validation = "{data}"
+{more}
 
 [[golden]]
 {golden}
@@ -165,9 +202,28 @@ dropout = 0.0
 """
 
 
+# What a task's recipe says besides its name: kinds of tasks that have a name of their own here.
+KINDS = {"pairs": "text-classification", "label-sets": "text-classification", "no-answer": "question-answering"}
+
+
 def recipe(task: str, base: Path, data: Path, *, epochs: float = 3) -> str:
-    """Write the data file of a task into `data` and return the text of a recipe that trains on it."""
+    """Write the data file of a task, or a kind of `KINDS`, into `data`; return the text of a recipe for it."""
     writers = {
+        "pairs": (
+            write_pairs,
+            'labels = ["bad", "good"]\npairs = true\nmetric = "matthews"',
+            'text = "the film was bad"\ntext_pair = "a superb story"',
+        ),
+        "label-sets": (
+            write_label_sets,
+            'labels = ["place", "person"]\nmulti_label = true',
+            'text = "anna went to oslo"',
+        ),
+        "no-answer": (
+            write_questions2,
+            "no_answer = true",
+            'question = "where does anna live?"\ncontext = "anna went to the film."',
+        ),
         "question-answering": (
             write_questions,
             "",
@@ -178,4 +234,11 @@ def recipe(task: str, base: Path, data: Path, *, epochs: float = 3) -> str:
     }
     write, labels, golden = writers[task]
     file = write(data / f"{task}.data")
-    return RECIPE.format(checkpoint=base, task=task, labels=labels, data=file.name, golden=golden, epochs=epochs)
+    more = {
+        "pairs": f'more_validation = [{{split = "mismatched", file = "{file.name}"}}]',
+        "label-sets": 'table = {separator = ";"}',
+    }.get(task, "")
+    name = KINDS.get(task, task)
+    return RECIPE.format(
+        checkpoint=base, task=name, labels=labels, data=file.name, more=more, golden=golden, epochs=epochs
+    )

@@ -111,6 +111,13 @@ INVALID: list[tuple[list[str], object, str]] = [
     (["task", "window"], 17, "task.window is 17, must be an integer from 3 to 16"),
     (["task", "stride"], 16, "task.stride is 16, must be an integer from 0 to 13"),
     (["task", "max_answer_tokens"], None, "max_answer_tokens is null"),
+    (["task", "pairs"], "yes", 'pairs is "yes", must be true or false'),
+    (["task", "pairs"], True, "pairs is true, must be false for question-answering"),
+    (["task", "multi_label"], 1, "multi_label is 1, must be true or false"),
+    (["task", "multi_label"], True, "multi_label is true, must be false for question-answering"),
+    (["task", "no_answer_threshold"], "0", "must be a number from"),
+    (["task", "no_answer_threshold"], True, "must be a number from"),
+    (["task", "no_answer_threshold"], 1e300, "must be a number from"),
     (["quantization", "weights"], "int4", "must be one of int8-symmetric-per-row-64"),
     (["sparsity", "overall"], 1.5, "must be a number from 0.0 to 1.0"),
     (["matrices", QUERY, "rows"], 9, "rows is 9, must be an integer from 8 to 8"),
@@ -137,6 +144,26 @@ def test_invalid_field(folder: Path, path: list[str], value: object, message: st
 def test_label_count(folder: Path, labels: list[str]) -> None:
     edit_manifest(folder, lambda m: m["task"].update(labels=labels))
     refused(folder, errors.LabelCountError, r'must be \["start", "end"\]')
+
+
+def test_artifacts_from_before_the_kinds_of_tasks_are_of_none(folder: Path) -> None:
+    for name in ("pairs", "multi_label", "no_answer_threshold"):
+        edit_manifest(folder, lambda m, name=name: m["task"].pop(name, None))
+    task = engine.read_manifest(folder).task
+    assert (task.pairs, task.multi_label, task.no_answer_threshold) == (False, False, None)
+
+
+def test_kinds_of_tasks(folder: Path, tmp_path: Path) -> None:
+    edit_manifest(folder, lambda m: m["task"].update(no_answer_threshold=-2))
+    assert engine.read_manifest(folder).task.no_answer_threshold == -2.0
+    write_random_artifact(tmp_path / "a", **SMALL, task="text-classification")
+    edit_manifest(tmp_path / "a", lambda m: m["task"].update(pairs=True, multi_label=True))
+    task = engine.read_manifest(tmp_path / "a").task
+    assert task.pairs and task.multi_label
+    edit_manifest(tmp_path / "a", lambda m: m["task"].update(no_answer_threshold=0.0))
+    refused(
+        tmp_path / "a", errors.InvalidFieldError, "no_answer_threshold is 0.0, must be null for text-classification"
+    )
 
 
 def test_no_labels(tmp_path: Path) -> None:

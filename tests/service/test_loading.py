@@ -73,6 +73,25 @@ def test_one_bad_artifact_leaves_the_others_serving(tmp_path: Path, caplog: pyte
     assert "model ner does not serve: ChecksumError" in caplog.text
 
 
+def test_a_model_of_pairs_does_not_serve_yet(tmp_path: Path) -> None:
+    path = artifacts.write(tmp_path, CLS)
+    artifacts.edit(path, lambda manifest: manifest["task"].update(pairs=True))
+    models = load_models(tmp_path, threads=1)
+    assert "reads pairs of texts, which no endpoint here takes yet" in models.failures["sentiment"]
+
+
+def test_what_a_model_may_answer_comes_from_its_manifest(tmp_path: Path) -> None:
+    path = artifacts.write(tmp_path, CLS)
+    assert not load_model(path, threads=1).multi_label
+    artifacts.edit(path, lambda manifest: manifest["task"].update(multi_label=True))
+    assert load_model(path, threads=1).multi_label
+    path = artifacts.write(tmp_path, QA)
+    assert load_model(path, threads=1).no_answer_threshold is None
+    artifacts.edit(path, lambda manifest: manifest["task"].update(no_answer_threshold=-50.0))
+    with pytest.raises(GoldenError, match="'answer': ''"):
+        load_model(path, threads=1)
+
+
 def test_two_artifacts_of_one_name_do_not_both_serve(tmp_path: Path) -> None:
     artifacts.write(tmp_path, CLS).rename(tmp_path / "first")
     artifacts.write(tmp_path, CLS)

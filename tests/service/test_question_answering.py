@@ -1,5 +1,6 @@
 """The answer is the best span, exact in the text, with a score that means something."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,44 @@ def test_all_spans_come_out_when_all_are_asked_for(model: Model) -> None:
     answers = decode(model, item, encoded, logits, QuestionAnsweringParameters(top_k=100))
     assert len(answers) == 6
     assert sum(a.score for a in answers) == pytest.approx(1)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.floats(-12, 12), st.integers(1, 100))
+def test_no_answer_is_one_more_candidate_worth_cls_less_the_threshold(
+    model: Model, seed: int, threshold: float, top_k: int
+) -> None:
+    item, encoded, logits = encoded_with_logits(model, CONTEXT, seed)
+    everything = QuestionAnsweringParameters(top_k=100)
+    always = decode(model, item, encoded, logits, everything)
+    able = dataclasses.replace(model, no_answer_threshold=threshold)
+    answers = decode(able, item, encoded, logits, QuestionAnsweringParameters(top_k=top_k))
+    null = min(float(values[0].sum()) for values in logits) - threshold
+    # softmax over all spans and this: the share of each span shrinks by what no answer takes.
+    best = max(
+        float(window.content(values)[a, 0] + window.content(values)[b, 1])
+        for window, values in zip(encoded.windows, logits, strict=True)
+        for a in range(len(window.content(values)))
+        for b in range(a, min(a + 10, len(window.content(values))))
+    )
+    odds = np.exp(null - best) * always[0].score  # against all spans together
+    silent = [answer for answer in answers if answer.answer == ""]
+    spans = [answer for answer in answers if answer.answer != ""]
+    assert [(a.start, a.end) for a in spans] == [(a.start, a.end) for a in always[: len(spans)]]
+    assert [a.score for a in spans] == pytest.approx([a.score / (1 + odds) for a in always[: len(spans)]], rel=1e-4)
+    assert [a.score for a in answers] == sorted((a.score for a in answers), reverse=True)
+    assert len(answers) == top_k
+    assert (answers[0].answer == "") == (null > best)
+    for answer in silent:
+        assert (answer.start, answer.end) == (0, 0)
+        assert answer.score == pytest.approx(odds / (1 + odds), rel=1e-4)
+
+
+def test_no_answer_comes_last_where_all_is_asked_for(model: Model) -> None:
+    able = dataclasses.replace(model, no_answer_threshold=100.0)
+    item, encoded, logits = encoded_with_logits(able, "a is the", 3)
+    answers = decode(able, item, encoded, logits, QuestionAnsweringParameters(top_k=100))
+    assert [answer.answer for answer in answers].index("") == len(answers) - 1 == 6
 
 
 @pytest.mark.parametrize("blank", ["", " \n", "\u200d", "\u0301"])

@@ -1,5 +1,7 @@
 """Labels come best first; long texts are averaged over windows or refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,16 @@ def test_scores_are_a_softmax_best_first(model: Model) -> None:
 
 def test_huge_logits_do_not_overflow(model: Model) -> None:
     encoded = encode(model, "good film", TextClassificationParameters(), "/inputs")
+    labels = decode(model, "", encoded, [np.array([3e4, -3e4], np.float32)], TextClassificationParameters())
+    assert [entry.score for entry in labels] == [1.0, 0.0]
+
+
+def test_a_multi_label_models_scores_are_sigmoids_best_first(model: Model) -> None:
+    model = dataclasses.replace(model, multi_label=True)
+    encoded = encode(model, "good film", TextClassificationParameters(), "/inputs")
+    labels = decode(model, "", encoded, [np.array([1.0, 3.0], np.float32)], TextClassificationParameters())
+    assert [entry.label for entry in labels] == ["positive", "negative"]
+    assert [entry.score for entry in labels] == pytest.approx([1 / (1 + np.exp(-3)), 1 / (1 + np.exp(-1))])
     labels = decode(model, "", encoded, [np.array([3e4, -3e4], np.float32)], TextClassificationParameters())
     assert [entry.score for entry in labels] == [1.0, 0.0]
 
