@@ -1,39 +1,46 @@
-"""Which weights go: the cubic schedule, the magnitude criterion, and masks as a plain dict of tensors."""
+"""Which weights are pruned: masks as a plain dict of tensors, chosen by a criterion, applied to the matrices."""
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from compression.criteria import CRITERIA
+from compression.patterns import gone_sets, pattern_of, select_masks
+from compression.recipe import Prune, Training
+
 Masks = dict[str, Tensor]
 
 
-def cubic_sparsity(progress: float, final: float) -> float:
-    """Return the sparsity at `progress` in [0, 1] of the pruning interval, rising from 0 to `final`.
+def choose_masks(
+    matrices: Mapping[str, nn.Linear],
+    masks: Mapping[str, Tensor],
+    sparsity: float,
+    settings: Prune,
+    statistics: Mapping[str, Tensor],
+) -> Masks:
+    """Return the masks at `sparsity` by the recipe's criterion, pattern and scope; `masks` are those so far.
 
-    s(p) = s_f (1 - (1 - p)^3): Zhu and Gupta, "To prune, or not to prune" (arXiv 1710.01878), section 3, with
-    s_i = 0 as in Prune Once for All (arXiv 2111.05754). Progress outside [0, 1] is clamped.
+    A pruned weight never comes back: it costs less than anything and goes first. Raises RecipeError for a matrix that
+    the pattern does not fit.
     """
-    progress = min(max(progress, 0.0), 1.0)
-    return final * (1.0 - (1.0 - progress) ** 3)
+    pattern, criterion = pattern_of(settings.pattern), CRITERIA[settings.criterion]
+    costs = {}
+    for name, matrix in matrices.items():
+        costs[name] = criterion(matrix.weight, statistics.get(name), pattern)
+        if name in masks:
+            costs[name].masked_fill_(gone_sets(masks[name], pattern), float("-inf"))
+    shapes = {name: matrix.weight.shape for name, matrix in matrices.items()}
+    chosen = select_masks(costs, shapes, pattern, settings.scope, sparsity)
+    return {name: mask & masks[name] if name in masks else mask for name, mask in chosen.items()}
 
 
-def magnitude_mask(weight: Tensor, sparsity: float) -> Tensor:
-    """Return the boolean mask [out, in] that drops the ceil(sparsity * n) weights of smallest magnitude.
-
-    Of equal magnitudes the earlier in row order goes first, so the mask is a function of the weights alone.
-    """
-    drop = math.ceil(sparsity * weight.numel())
-    order = weight.detach().abs().flatten().argsort(stable=True)
-    mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
-    mask[order[:drop]] = False
-    return mask.view_as(weight)
-
-
-def magnitude_masks(matrices: Mapping[str, nn.Linear], sparsity: float) -> Masks:
-    """Prune each matrix to the same sparsity by magnitude (per layer, not global)."""
-    return {name: magnitude_mask(matrix.weight, sparsity) for name, matrix in matrices.items()}
+def magnitude_masks(
+    matrices: Mapping[str, nn.Linear], sparsity: float, *, pattern: str = "unstructured", scope: str = "matrix"
+) -> Masks:
+    """Return the masks that prune dense matrices by magnitude in one step."""
+    settings = Prune(sparsity, Training(epochs=1, learning_rate=1), pattern=pattern, scope=scope)
+    return choose_masks(matrices, {}, sparsity, settings, {})
 
 
 @torch.no_grad()
@@ -61,3 +68,9 @@ def overall_sparsity(matrices: Mapping[str, nn.Linear]) -> float:
     """Return the share of exact zeros over all matrices together."""
     zeros = sum(int((matrix.weight == 0).sum()) for matrix in matrices.values())
     return zeros / sum(matrix.weight.numel() for matrix in matrices.values())
+
+
+def mask_sparsity(masks: Mapping[str, Tensor]) -> float:
+    """Return the share of weights that the masks drop; 0 without masks."""
+    total = sum(mask.numel() for mask in masks.values())
+    return sum(mask.numel() - int(mask.sum()) for mask in masks.values()) / total if total else 0.0

@@ -2,6 +2,9 @@
 
 import dataclasses
 import difflib
+import itertools
+import math
+import re
 import tomllib
 import types
 import typing
@@ -11,6 +14,10 @@ from typing import Any, Literal
 
 TaskName = Literal["question-answering", "text-classification", "token-classification"]
 TASKS: tuple[TaskName, ...] = typing.get_args(TaskName)
+CRITERIA = ("magnitude", "movement", "obert")
+SCOPES = ("matrix", "global")
+PATTERNS = ("unstructured", "1x4", "4x1", "2:4")  # and any other N:M
+SCHEDULES = ("linear", "cyclic")
 
 
 class RecipeError(ValueError):
@@ -88,7 +95,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Training:
-    """Hyperparameters of one fine-tuning run (AdamW, linear warm-up, linear decay to zero)."""
+    """Hyperparameters of one fine-tuning run: AdamW, linear warm-up, then the learning rate as `schedule` says.
+
+    `linear` decays to zero. `cyclic` decays to `lowest_rate` and begins again at every epoch of `rewind_epochs`.
+    """
 
     epochs: float
     learning_rate: float
@@ -100,6 +110,9 @@ class Training:
     freeze_embeddings: bool = False
     gradient_accumulation: int = 1
     mixed_precision: str = "no"
+    schedule: str = "linear"
+    rewind_epochs: tuple[float, ...] = ()
+    lowest_rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,15 +125,37 @@ class Distillation:
 
 
 @dataclass(frozen=True)
+class Fisher:
+    """Second-order statistics: m gradients of batches, blocks of B weights, damping; see `fisher` and `surgeon`."""
+
+    gradients: int = 1024
+    batch_size: int = 16
+    block: int = 50
+    damping: float = 1e-7
+    recomputations: int = 1
+
+
+@dataclass(frozen=True)
 class Prune:
-    """Gradual magnitude pruning: cubic from 0 to `sparsity` between two shares of the steps, then frozen."""
+    """Gradual pruning: which weights go, in which pattern, when; after the last update the masks are frozen.
+
+    The sparsity rises on a cubic curve from `initial` to `sparsity`, between two shares of the steps or at the epochs
+    `at_epochs`. `keep_layers` names the encoder layers that the student keeps of its teacher; empty is all.
+    """
 
     sparsity: float
     training: Training
     distillation: Distillation = field(default_factory=Distillation)
+    criterion: str = "magnitude"
+    scope: str = "matrix"
+    pattern: str = "unstructured"
+    initial: float = 0.0
     start: float = 0.0
     end: float = 0.7
     update_every: int = 20
+    at_epochs: tuple[float, ...] = ()
+    fisher: Fisher = field(default_factory=Fisher)
+    keep_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -231,12 +266,7 @@ def _check_values(recipe: Recipe) -> None:
         _require(distillation.teacher >= 0, f"{key}.distillation.teacher", distillation.teacher, ">= 0")
         total = distillation.task + distillation.teacher
         _require(total > 0, f"{key}.distillation task + teacher", total, "> 0, else there is no loss")
-    prune = recipe.prune
-    _require(0 <= prune.sparsity < 1, "prune.sparsity", prune.sparsity, "in [0, 1)")
-    _require(
-        0 <= prune.start < prune.end <= 1, "prune.start, prune.end", (prune.start, prune.end), "0 <= start < end <= 1"
-    )
-    _require(prune.update_every >= 1, "prune.update_every", prune.update_every, ">= 1 step")
+    _check_prune(recipe.prune)
     for number, golden in enumerate(recipe.golden):
         keys = {key for key, value in dataclasses.asdict(golden).items() if value}
         wanted = {"question", "context"} if recipe.task.name == "question-answering" else {"text"}
@@ -261,11 +291,83 @@ def _check_data(data: Data, task: Task) -> None:
     _require(table.bad_lines >= 0, "data.table.bad_lines", table.bad_lines, ">= 0")
 
 
+def n_of_m(pattern: str) -> tuple[int, int] | None:
+    """Return (N, M) of a pattern that keeps N of M neighbours, e.g. "2:4"; None for any other text."""
+    found = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", pattern)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _check_prune(prune: Prune) -> None:
+    _require(0 <= prune.sparsity < 1, "prune.sparsity", prune.sparsity, "in [0, 1)")
+    _check_choice("prune.criterion", prune.criterion, CRITERIA)
+    _check_choice("prune.scope", prune.scope, SCOPES)
+    _check_pattern(prune)
+    _require(0 <= prune.initial <= prune.sparsity, "prune.initial", prune.initial, f"in [0, {prune.sparsity}]")
+    _require(
+        0 <= prune.start < prune.end <= 1, "prune.start, prune.end", (prune.start, prune.end), "0 <= start < end <= 1"
+    )
+    _require(prune.update_every >= 1, "prune.update_every", prune.update_every, ">= 1 step")
+    epochs = prune.at_epochs
+    rising = all(a < b for a, b in itertools.pairwise(epochs))
+    inside = not epochs or (epochs[0] >= 0 and epochs[-1] < prune.training.epochs)
+    _require(rising and inside, "prune.at_epochs", list(epochs), f"rising, in [0, {prune.training.epochs:g})")
+    timing = (prune.start, prune.end, prune.update_every)
+    default = (Prune.start, Prune.end, Prune.update_every)
+    _require(not epochs or timing == default, "prune.start, end, update_every", timing, "absent beside at_epochs")
+    layers = prune.keep_layers
+    rising = all(a < b for a, b in itertools.pairwise((-1, *layers)))
+    _require(rising, "prune.keep_layers", list(layers), "layer numbers from 0 on, rising, without repetition")
+    _check_statistics(prune)
+
+
+def _check_pattern(prune: Prune) -> None:
+    kept = n_of_m(prune.pattern)
+    if kept is None:
+        _check_choice("prune.pattern", prune.pattern, PATTERNS)
+        return
+    n, m = kept
+    # 4:8 has 70 ways to drop four of eight, 8:16 has 12,870.
+    _require(n < m <= 8, "prune.pattern", prune.pattern, "N:M with N < M <= 8")
+    _require(
+        math.isclose(prune.sparsity, 1 - n / m),
+        "prune.sparsity",
+        prune.sparsity,
+        f"{1 - n / m:g}, the sparsity of pattern {prune.pattern}",
+    )
+
+
+def _check_statistics(prune: Prune) -> None:
+    fisher = prune.fisher
+    if prune.criterion == "obert":
+        kept = n_of_m(prune.pattern)
+        size = kept[1] if kept else 1 if prune.pattern == "unstructured" else 4
+        _require(fisher.gradients >= 1, "prune.fisher.gradients", fisher.gradients, ">= 1")
+        _require(fisher.batch_size >= 1, "prune.fisher.batch_size", fisher.batch_size, ">= 1")
+        whole = fisher.block >= 1 and fisher.block % size == 0
+        _require(whole, "prune.fisher.block", fisher.block, f"a multiple of {size} for pattern {prune.pattern}")
+        _require(fisher.damping > 0, "prune.fisher.damping", fisher.damping, "> 0")
+        _require(fisher.recomputations >= 1, "prune.fisher.recomputations", fisher.recomputations, ">= 1")
+    else:
+        _require(fisher == Fisher(), "prune.fisher", fisher, f"absent: criterion {prune.criterion!r} does not use it")
+    if prune.criterion == "movement":
+        first = prune.at_epochs[0] if prune.at_epochs else prune.start
+        late = prune.initial == 0 or first > 0
+        _require(late, "prune.initial", prune.initial, "0 where pruning begins at once: nothing has moved yet")
+    if prune.criterion != "magnitude":
+        precision = prune.training.mixed_precision
+        why = f"'no' or 'bf16': criterion {prune.criterion!r} adds up gradients, which fp16 would scale"
+        _require(precision != "fp16", "prune.training.mixed_precision", precision, why)
+
+
+def _check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)[0]
+        raise RecipeError(f"'{key}' is {value!r}; did you mean '{near}'? (known: {', '.join(known)})")
+
+
 def check_task(task: Task, *, labels: bool = True) -> None:
     """Check a task's values; its labels only where the recipe gives them. Raises RecipeError."""
-    if task.name not in TASKS:
-        near = difflib.get_close_matches(task.name, TASKS, n=1, cutoff=0.0)[0]
-        raise RecipeError(f"'task.name' is {task.name!r}; did you mean '{near}'? (known: {', '.join(TASKS)})")
+    _check_choice("task.name", task.name, TASKS)
     if labels and task.name == "question-answering":
         _require(not task.labels, "task.labels", list(task.labels), "absent for question answering")
     elif labels:
@@ -310,6 +412,14 @@ def _check_training(key: str, training: Training) -> None:
     _require(
         1 <= accumulation <= training.batch_size, f"{key}.gradient_accumulation", accumulation, "in [1, batch_size]"
     )
+    _check_choice(f"{key}.schedule", training.schedule, SCHEDULES)
+    inside = all(0 < a < b for a, b in itertools.pairwise((*training.rewind_epochs, training.epochs)))
+    _require(inside, f"{key}.rewind_epochs", list(training.rewind_epochs), f"rising, in (0, {training.epochs:g})")
+    lowest = training.lowest_rate
+    _require(0 <= lowest <= training.learning_rate, f"{key}.lowest_rate", lowest, "in [0, learning_rate]")
+    linear = training.schedule == "linear"
+    unused = not linear or (not training.rewind_epochs and lowest == 0)
+    _require(unused, f"{key}.schedule", training.schedule, "'cyclic' where there are rewind_epochs or a lowest_rate")
     allowed = ("no", "bf16", "fp16")
     _require(
         training.mixed_precision in allowed, f"{key}.mixed_precision", training.mixed_precision, f"one of {allowed}"

@@ -15,6 +15,8 @@ from compression.checkpoint import encoder_matrices, load_config, load_model, lo
 from compression.data import Example, find_source, read_examples
 from compression.encode import Encoder, Window
 from compression.evaluate import Predict, evaluate, torch_predictor
+from compression.layers import check_layers, keep_layers
+from compression.patterns import check_pattern
 from compression.quantize import quantize_model
 from compression.recipe import Distillation, Recipe, RecipeError, Training
 from compression.teacher import Teacher, kept_teacher, live_teacher
@@ -49,6 +51,8 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
         raise RecipeError(
             f"'task.window' is {recipe.task.window}; the checkpoint has {config.max_position_embeddings} positions"
         )
+    check_pattern(recipe.prune.pattern, config)
+    check_layers(recipe.prune.keep_layers, config)
 
     def read(name: str, limit: int) -> list[Example]:
         examples = read_examples(find_source(data, name), recipe.task, recipe.data.table)
@@ -92,6 +96,8 @@ def fit_pruned(run: Prepared, teacher: Path) -> Path:
     settings = run.recipe.prune
     if not target.is_dir():
         model = load_model(str(teacher), run.recipe.task, dropout=settings.training.dropout)
+        if settings.keep_layers:
+            keep_layers(model, settings.keep_layers)
         masks = _train_stage(
             run,
             model,

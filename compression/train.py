@@ -4,7 +4,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -19,9 +19,12 @@ from transformers import PreTrainedModel
 
 from compression import prune
 from compression.batches import plan_batches
+from compression.criteria import add_movement
 from compression.encode import Window
 from compression.objective import Batch, collate, distillation_loss, logits_of, task_loss
 from compression.recipe import Distillation, Prune, Training
+from compression.schedules import cyclic_rate, wanted_sparsity
+from compression.surgeon import Patient, operate
 
 # A kill costs at most this many steps; writing a checkpoint takes as long as one or two of them.
 SAVE_EVERY = 100
@@ -101,6 +104,7 @@ class _Loop:
     masks: prune.Masks
     steps: int
     minutes: float = 0.0
+    movement: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, step: int, numbers: Sequence[int]) -> dict[str, float]:
         """Do one optimizer step on the windows with these numbers and return the figures to log."""
@@ -123,10 +127,12 @@ class _Loop:
             )
         prune.mask_gradients(stage.matrices, self.masks)
         self.accelerator.clip_grad_norm_(self.wrapped.parameters(), training.max_gradient_norm)
+        if stage.schedule is not None and stage.schedule.criterion == "movement":
+            add_movement(self.movement, stage.matrices)
         self.optimizer.step()
         self.optimizer.zero_grad()
         prune.apply_masks(stage.matrices, self.masks)
-        return {**figures, "learning_rate": rate, "sparsity": mask_sparsity(self.masks)}
+        return {**figures, "learning_rate": rate, "sparsity": prune.mask_sparsity(self.masks)}
 
     def _loss(self, batch: Batch, numbers: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         stage, distillation = self.stage, self.stage.distillation
@@ -141,19 +147,36 @@ class _Loop:
         return loss, {"loss": loss.item(), "task_loss": task.item(), "teacher_loss": teacher.item()}
 
     def _update_masks(self, step: int) -> None:
-        schedule = self.stage.schedule
-        if schedule is None:
+        settings = self.stage.schedule
+        wanted = wanted_sparsity(step, self.steps, settings) if settings else None
+        if settings is None or wanted is None:
             return
-        start, end = round(schedule.start * self.steps), max(1, round(schedule.end * self.steps))
-        if step == end or (start <= step < end and (step - start) % schedule.update_every == 0):
-            wanted = prune.cubic_sparsity((step - start) / (end - start), schedule.sparsity)
-            self.masks = prune.magnitude_masks(self.stage.matrices, wanted)
-            prune.apply_masks(self.stage.matrices, self.masks)
+        if settings.criterion == "obert":
+            self.masks = operate(self._patient(), self.masks, wanted, settings, (self.stage.seed, step))
+        else:
+            self.masks = prune.choose_masks(self.stage.matrices, self.masks, wanted, settings, self.movement)
+        prune.apply_masks(self.stage.matrices, self.masks)
+
+    def _patient(self) -> Patient:
+        windows, device = self.stage.windows, self.accelerator.device
+
+        def loss(numbers: Sequence[int]) -> Tensor:
+            batch = collate([windows[i] for i in numbers], device)
+            with self.accelerator.autocast():
+                logits = logits_of(self.model, batch).float()
+            return task_loss(self.stage.task, logits, batch)
+
+        lengths = [len(window.ids) for window in windows]
+        return Patient(self.model, self.stage.matrices, loss, lengths, self.accelerator)
 
 
 def learning_rate(step: int, steps: int, training: Training) -> float:
-    """Linear warm-up over the first share of the steps, then linear decay to zero after the last step."""
+    """Linear warm-up over the first share of the steps; then linear decay to zero after the last step, or cycles."""
     warmup = training.warmup * steps
+    if training.schedule == "cyclic":
+        highest, epoch = training.learning_rate, step * training.epochs / steps
+        rate = cyclic_rate(epoch, training.rewind_epochs, training.epochs, highest, training.lowest_rate)
+        return min(rate, highest * (step + 1) / (warmup + 1))
     if step < warmup:
         return training.learning_rate * (step + 1) / (warmup + 1)
     return training.learning_rate * (steps - step) / (steps - warmup)
@@ -168,12 +191,6 @@ def make_optimizer(model: PreTrainedModel, training: Training) -> torch.optim.Op
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=training.learning_rate)
-
-
-def mask_sparsity(masks: Mapping[str, Tensor]) -> float:
-    """Share of weights that the masks drop; 0 without masks."""
-    total = sum(mask.numel() for mask in masks.values())
-    return sum(mask.numel() - int(mask.sum()) for mask in masks.values()) / total if total else 0.0
 
 
 def seed_everything(seed: int) -> None:
@@ -227,6 +244,7 @@ def _save(loop: _Loop, folder: Path, step: int) -> None:
         "model": loop.model.state_dict(),
         "optimizer": loop.optimizer.state_dict(),
         "masks": loop.masks,
+        "movement": loop.movement,
         "minutes": loop.minutes,
         "random": torch.get_rng_state(),
     }
@@ -243,6 +261,7 @@ def _restore(loop: _Loop, folder: Path) -> int:
     loop.model.load_state_dict(state["model"])
     loop.optimizer.load_state_dict(state["optimizer"])
     loop.masks = state["masks"]
+    loop.movement = state["movement"]
     loop.minutes = float(state["minutes"])
     torch.set_rng_state(state["random"].cpu())
     step = int(state["step"])

@@ -1,32 +1,11 @@
-import math
-
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from compression import prune
+from compression.recipe import Prune, Training
 
-
-@pytest.mark.parametrize(
-    ("progress", "expected"),
-    [(-1.0, 0.0), (0.0, 0.0), (0.25, 0.9 * 37 / 64), (0.5, 0.9 * 7 / 8), (1.0, 0.9), (2.0, 0.9)],
-)
-def test_cubic_schedule_by_hand(progress: float, expected: float) -> None:
-    assert prune.cubic_sparsity(progress, 0.9) == pytest.approx(expected, abs=1e-12)
-
-
-@given(rows=st.integers(1, 9), columns=st.integers(1, 9), share=st.floats(0, 1), seed=st.integers(0, 99))
-def test_mask_equals_brute_force(rows: int, columns: int, share: float, seed: int) -> None:
-    # Small integers, so that equal magnitudes are common.
-    weight = torch.from_numpy(np.random.default_rng(seed).integers(-3, 4, (rows, columns)).astype(np.float32))
-    drop = math.ceil(share * rows * columns)
-    order = sorted(range(rows * columns), key=lambda i: (abs(float(weight.flatten()[i])), i))
-    expected = torch.ones(rows * columns, dtype=torch.bool)
-    expected[order[:drop]] = False
-    assert torch.equal(prune.magnitude_mask(weight, share), expected.view(rows, columns))
+TRAINING = Training(epochs=1, learning_rate=1e-3)
 
 
 def test_masks_are_per_matrix_and_zeros_are_exact() -> None:
@@ -38,9 +17,27 @@ def test_masks_are_per_matrix_and_zeros_are_exact() -> None:
     prune.apply_masks(matrices, masks)
     assert prune.sparsity(matrices) == {"small": pytest.approx(0.9), "large": pytest.approx(0.9)}
     assert prune.overall_sparsity(matrices) == pytest.approx(0.9)
+    assert prune.mask_sparsity(masks) == pytest.approx(0.9)
+    assert prune.mask_sparsity({}) == 0.0
 
 
-def test_pruned_weights_stay_zero_through_adamw_with_momentum_and_decay() -> None:
+@pytest.mark.parametrize("pattern", ["unstructured", "1x4", "4x1", "2:4"])
+def test_a_pruned_weight_never_comes_back(pattern: str) -> None:
+    torch.manual_seed(0)
+    matrices = {"m": nn.Linear(16, 16)}
+    settings = Prune(0.5, TRAINING, pattern=pattern)
+    masks = prune.choose_masks(matrices, {}, 0.25, settings, {})
+    with torch.no_grad():
+        matrices["m"].weight[~masks["m"]] = 100.0  # were they judged again, they would stay
+    later = prune.choose_masks(matrices, masks, 0.5, settings, {})
+    assert not later["m"][~masks["m"]].any()
+    assert prune.mask_sparsity(later) == pytest.approx(0.5)
+    same = prune.choose_masks(matrices, later, 0.25, settings, {})
+    assert torch.equal(same["m"], later["m"]), "nor does a lower sparsity bring it back"
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "4x1", "2:4"])
+def test_pruned_weights_stay_zero_through_adamw_with_momentum_and_decay(pattern: str) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(16, 16)
     matrices = {"m": layer}
@@ -48,7 +45,7 @@ def test_pruned_weights_stay_zero_through_adamw_with_momentum_and_decay() -> Non
     masks: prune.Masks = {}
     for step in range(12):
         if step == 4:  # moments exist by now
-            masks = prune.magnitude_masks(matrices, 0.7)
+            masks = prune.magnitude_masks(matrices, 0.5, pattern=pattern)
             prune.apply_masks(matrices, masks)
         layer(torch.randn(8, 16)).square().mean().backward()
         prune.mask_gradients(matrices, masks)

@@ -68,6 +68,39 @@ def test_a_mistake_is_named_with_its_key_value_and_limit(tmp_path: Path, old: st
     assert str(error.value).startswith("my.toml: ")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('criterion = "magnitud"', "'prune.criterion' is 'magnitud'; did you mean 'magnitude'? (known: magnitude, mov"),
+        ('scope = "layer"', "'prune.scope' is 'layer'; did you mean"),
+        ('pattern = "4x2"', "'prune.pattern' is '4x2'; did you mean '4x1'"),
+        ('pattern = "4:4"', "'prune.pattern' is '4:4'; it must be N:M with N < M <= 8"),
+        ('pattern = "2:4"', "'prune.sparsity' is 0.8; it must be 0.5, the sparsity of pattern 2:4"),
+        ("initial = 0.9", "'prune.initial' is 0.9; it must be in [0, 0.8]"),
+        ("at_epochs = [2, 1]", "'prune.at_epochs' is [2.0, 1.0]; it must be rising, in [0, 3)"),
+        ("at_epochs = [1, 2]", "'prune.start, end, update_every' is (0.0, 0.5, 2); it must be absent beside at_epochs"),
+        ("keep_layers = [1, 0]", "'prune.keep_layers' is [1, 0]; it must be layer numbers from 0 on, rising"),
+        ("fisher = {block = 8}", "it must be absent: criterion 'magnitude' does not use it"),
+        ('criterion = "movement"\ninitial = 0.1', "0 where pruning begins at once: nothing has moved yet"),
+        ('criterion = "obert"\npattern = "4x1"', "'prune.fisher.block' is 50; it must be a multiple of 4"),
+        ('criterion = "obert"\nfisher = {damping = 0}', "'prune.fisher.damping' is 0.0; it must be > 0"),
+        ('criterion = "obert"\nfisher = {gradients = 0}', "'prune.fisher.gradients' is 0; it must be >= 1"),
+        ('criterion = "obert"\nfisher = {grads = 9}', "did you mean 'prune.fisher.gradients'"),
+        ('criterion = "obert"\n[prune.training]\nmixed_precision = "fp16"', "which fp16 would scale"),
+        ('[prune.training]\nschedule = "cyclc"', "'prune.training.schedule' is 'cyclc'; did you mean 'cyclic'"),
+        ("[prune.training]\nrewind_epochs = [1]", "it must be 'cyclic' where there are rewind_epochs or a lowest_rate"),
+        ('[prune.training]\nschedule = "cyclic"\nrewind_epochs = [3]', "'prune.training.rewind_epochs' is [3.0]; it"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_how_to_prune_is_named(tmp_path: Path, settings: str, message: str) -> None:
+    top, _, training = settings.partition("[prune.training]")
+    good = text(tmp_path).replace("[prune]", f"[prune]\n{top}", 1)
+    good = good.replace("[prune.training]", f"[prune.training]{training}", 1)
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(good)
+    assert message in str(error.value)
+
+
 def test_question_answering_has_no_labels(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="absent for question answering"):
         parse_recipe(text(tmp_path, "question-answering").replace("window", 'labels = ["x"]\nwindow', 1))

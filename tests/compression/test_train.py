@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import engine
-from compression import prune, run, train
+from compression import prune, run, schedules, train
 from compression.checkpoint import encoder_matrices, load_model
 from compression.recipe import Training, parse_recipe
 from tests.compression import tiny
@@ -36,6 +36,12 @@ def test_learning_rate_by_hand() -> None:
     assert rates == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
 
 
+def test_cyclic_learning_rate_by_hand() -> None:
+    training = Training(5, 1.0, warmup=0.2, schedule="cyclic", rewind_epochs=(1.0, 3.0), lowest_rate=0.2)
+    rates = [train.learning_rate(step, 10, training) for step in range(10)]
+    assert rates == pytest.approx([1 / 3, 0.6, 1, 0.8, 0.6, 0.4, 1, 0.8, 0.6, 0.4])
+
+
 def test_sparsity_follows_the_schedule_and_ends_exactly(tmp_path: Path) -> None:
     one = prepared(tmp_path)
     model = load_model(one.recipe.checkpoint, one.recipe.task)
@@ -48,7 +54,7 @@ def test_sparsity_follows_the_schedule_and_ends_exactly(tmp_path: Path) -> None:
     end = round(0.5 * steps)
     for line in lines:
         updated = min(line["step"] // 2 * 2, end) if line["step"] < end else end
-        assert line["sparsity"] == pytest.approx(prune.cubic_sparsity(updated / end, 0.8), abs=2e-3)
+        assert line["sparsity"] == pytest.approx(schedules.cubic_sparsity(updated / end, 0.8), abs=2e-3)
 
 
 def test_gradient_accumulation_gives_the_step_of_the_whole_batch(tmp_path: Path) -> None:
