@@ -1,7 +1,9 @@
 """DeepSparse, sparse int8 or float32 (which one is in the file), in its own old environment."""
 
+import shutil
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.batch import Batch, Floats, Prepare, Prepared
@@ -16,9 +18,14 @@ def describe() -> dict[str, str]:
 
 
 def load(path: Path, variant: str, threads: int) -> Prepare:  # noqa: ARG001, the file decides
-    """Remember the file: DeepSparse compiles it for the exact shape of each batch, untimed, 10 to 30 seconds."""
+    """Copy the file: DeepSparse compiles it for the exact shape of each batch, untimed, 10 to 30 seconds.
+
+    It writes the shape into the file that it is given, which other engines read too.
+    """
     import deepsparse
 
+    folder = TemporaryDirectory(prefix="deepsparse-")
+    own = shutil.copy(path, folder.name)
     compiled: dict[tuple[int, ...], Any] = {}
 
     def prepare(batch: Batch) -> Prepared:
@@ -26,7 +33,7 @@ def load(path: Path, variant: str, threads: int) -> Prepare:  # noqa: ARG001, th
         if ids.shape not in compiled:
             compiled.clear()
             compiled[ids.shape] = deepsparse.compile_model(
-                str(path), batch_size=ids.shape[0], num_cores=threads, input_shapes=[list(ids.shape)] * 2
+                own, batch_size=ids.shape[0], num_cores=threads, input_shapes=[list(ids.shape)] * 2
             )
         engine, inputs = compiled[ids.shape], [ids, mask]
 
@@ -35,4 +42,5 @@ def load(path: Path, variant: str, threads: int) -> Prepare:  # noqa: ARG001, th
 
         return Prepared(lambda: engine.run(inputs, val_inp=False), logits)
 
+    prepare.folder = folder  # type: ignore[attr-defined]  # kept as long as this is
     return prepare

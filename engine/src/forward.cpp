@@ -67,6 +67,8 @@ public:
 
     void run(float* logits, float* hidden) {
         const std::size_t layers = model_.layers.size();
+        // A head on sequences reads their first tokens alone, so the last layer is done for these alone.
+        const bool first_alone = a_.head != Head::tokens && hidden == nullptr;
         for_chunks([&](const Chunk& chunk) {
             embed(chunk);
             normalize(chunk, model_.embedding_norm);
@@ -74,7 +76,10 @@ public:
         });
         for (std::size_t i = 0; i < layers; ++i) {
             if (hidden != nullptr) hidden = copy_hidden(hidden);
-            attend();
+            if (first_alone && i + 1 == layers)
+                attend_first();
+            else
+                attend();
             for_chunks([&](const Chunk& chunk) {
                 finish(chunk, model_.layers[i]);
                 if (i + 1 < layers) project(chunk, model_.layers[i + 1]);
@@ -192,8 +197,29 @@ private:
     void attend() {
         lease_.run(work_.query_blocks.size() * size(a_.heads), [&](std::size_t task, int worker) {
             const auto& [sequence, query] = work_.query_blocks[task / size(a_.heads)];
-            attend_head(sequence, query, task % size(a_.heads), work_.workers[size(worker)].scores.data());
+            const int groups = std::min(kernels_.query_groups, ceil_divide(sequence.length - query, kGroup));
+            attend_head(sequence, query, groups, task % size(a_.heads), work_.workers[size(worker)].scores.data());
         });
+    }
+
+    // Attention of the first token of every sequence (and its neighbours, as many as go together). Then these tokens
+    // move to the first lanes, and the others are left behind: lane i comes from a lane never below 8 i, so nothing is
+    // overwritten before it has moved.
+    void attend_first() {
+        lease_.run(work_.sequences.size() * size(a_.heads), [&](std::size_t task, int worker) {
+            attend_head(work_.sequences[task / size(a_.heads)], 0, 1, task % size(a_.heads),
+                        work_.workers[size(worker)].scores.data());
+        });
+        for (int i = 0; i < static_cast<int>(work_.sequences.size()); ++i) {
+            int& lane = work_.sequences[size(i)].first_lane;
+            for (float* tiles : {work_.x.data(), work_.context.data()}) {
+                const float* from = tiles + lane_offset(lane, a_.hidden);
+                float* to = tiles + lane_offset(i, a_.hidden);
+                for (int f = 0; f < a_.hidden; ++f) to[f * kLanes] = from[f * kLanes];
+            }
+            lane = i;
+        }
+        tiles_ = ceil_divide(static_cast<int>(work_.sequences.size()), kLanes);
     }
 
     void finish(const Chunk& chunk, const Layer& layer) {
@@ -266,9 +292,8 @@ private:
         }
     }
 
-    void attend_head(const Sequence& s, int query, std::size_t head, float* scratch) const {
+    void attend_head(const Sequence& s, int query, int groups, std::size_t head, float* scratch) const {
         const std::size_t feature = head * tile_floats(head_size());
-        const int groups = std::min(kernels_.query_groups, ceil_divide(s.length - query, kGroup));
         if (integers())
             return kernels_.integer_attention({.heads = heads_of(head),
                                                .tile_stride = heads_bytes(),
