@@ -255,8 +255,11 @@ private:
         }
         apply_dense(model_.head_dense, a_.hidden, first, tiles, groups, pooled);
         const bool tanh = a_.head == Head::sequence_tanh;
-        for (float* row = pooled; row != pooled + tile_floats(a_.hidden) * size(tiles); row += kLanes)
-            for (float* p = row; p != row + groups * kGroup; ++p) *p = tanh ? std::tanh(*p) : std::max(0.0f, *p);
+        for (int i = 0; i < count; ++i) {  // lanes beyond are never read
+            float* lane = pooled + lane_offset(i, a_.hidden);
+            for (float* p = lane; p != lane + tile_floats(a_.hidden); p += kLanes)
+                *p = tanh ? std::tanh(*p) : std::max(0.0f, *p);
+        }
         apply_dense(model_.head_output, a_.labels, pooled, tiles, groups, work_.logits.data());
         for (int i = 0; i < count; ++i, logits += a_.labels) copy_lane(work_.logits.data(), i, a_.labels, logits);
     }
