@@ -1,7 +1,9 @@
-"""The README.md of an artifact, written from its manifest alone."""
+"""The README.md of an artifact, written from its manifest alone, and that of a sparse language model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from compression.recipe import LanguageRecipe, Source
 
 _METRIC_NAMES = {
     "f1": "F1",
@@ -39,6 +41,41 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         *_provenance(manifest["provenance"], task),
     ]
     return "\n".join(lines)
+
+
+def language_card(
+    recipe: LanguageRecipe, recipe_text: str, sparsity: float, dense: Mapping[str, float], sparse: Mapping[str, float]
+) -> str:
+    """Return the model card of a sparse language model as Markdown, with its scores on held-out text."""
+    return "\n".join(
+        [
+            f"# {recipe.name}",
+            "",
+            f"A sparse language model: {100 * sparsity:.1f} % of its encoder weights are zero.",
+            "`masks.safetensors` says which were pruned.",
+            "Fine-tune it with its pattern locked. Made by sparselane.",
+            "",
+            "| on held-out text | dense teacher | this model |",
+            "|---|---|---|",
+            *(f"| {key.replace('_', ' ')} | {dense[key]:.4g} | {value:.4g} |" for key, value in sparse.items()),
+            "",
+            f"Base checkpoint: {recipe.checkpoint}.",
+            "",
+            *_sources(recipe.text.sources),
+            "## Recipe",
+            "",
+            "```toml",
+            recipe_text.rstrip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def _sources(sources: Sequence[Source]) -> list[str]:
+    if not sources:
+        return []
+    return ["Trained on:", "", *(f"* {data.name}: {data.licence}. {data.source}" for data in sources), ""]
 
 
 def _quality(quality: Mapping[str, Any]) -> list[str]:
@@ -85,9 +122,7 @@ def _provenance(provenance: Mapping[str, Any], task: Mapping[str, Any]) -> list[
     if task["labels"]:
         lines += ["Labels: " + ", ".join(task["labels"]) + ".", ""]
     if provenance["data"]:
-        lines += ["Trained on:", ""]
-        lines += [f"* {data['name']}: {data['licence']}. {data['source']}" for data in provenance["data"]]
-        lines.append("")
+        lines += _sources([Source(**data) for data in provenance["data"]])
     if provenance["minutes"]:
         minutes = ", ".join(f"{stage} {spent:.0f}" for stage, spent in provenance["minutes"].items())
         lines += [f"Minutes of training: {minutes}.", ""]

@@ -23,28 +23,37 @@ _Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 
 @app.command()
 def check(recipe: Annotated[Path, typer.Argument(help="Recipe (TOML).")], data: _Data = Path()) -> None:
     """Check a recipe, its data and its checkpoint without training."""
-    from compression.recipe import load_recipe
+    from compression.read_recipe import load_recipe
+    from compression.recipe import LanguageRecipe
 
     with _clear_errors():
         from tempfile import TemporaryDirectory
 
-        from compression.batches import plan_batches
+        from compression import pretrain
+        from compression.batches import count_steps
+        from compression.prune import mask_sparsity
         from compression.run import prepare
 
+        _quiet_loading()
         loaded = load_recipe(recipe)
+        text = recipe.read_text(encoding="utf-8")
         with TemporaryDirectory() as scratch:
-            run = prepare(loaded, recipe.read_text(encoding="utf-8"), data, Path(scratch))
+            if isinstance(loaded, LanguageRecipe):
+                typer.echo(pretrain.describe(loaded, text, data, Path(scratch)))
+                return
+            run = prepare(loaded, text, data, Path(scratch))
     lengths = [len(window.ids) for window in run.train_windows]
     typer.echo(f"{loaded.name}: {loaded.task.name} from {loaded.checkpoint}")
+    if run.pattern:
+        typer.echo(f"locked     {100 * mask_sparsity(run.locked):>9.1f} % of the encoder's weights, by {run.pattern}")
     typer.echo(f"training   {len(lengths):>9,} windows, {sum(lengths):,} tokens")
     typer.echo(f"validation {len(run.windows):>9,} windows of {len(run.examples):,} examples")
     for split, (examples, windows) in run.more.items():
         typer.echo(f"{split:<10} {len(windows):>9,} windows of {len(examples):,} examples")
-    stages = [("teacher", loaded.teacher), ("prune", loaded.prune.training), ("quantize", loaded.quantize.training)]
-    stages += [(f"rewind-{number}", rewind) for number, rewind in enumerate(loaded.quantize.rewinds, start=1)]
-    for name, training in stages:
-        steps = len(plan_batches(lengths, training.batch_size, training.epochs, loaded.seed))
-        typer.echo(f"{name:<10} {steps:>9,} steps of {training.batch_size} windows ({training.epochs:g} epochs)")
+    for name, training in loaded.stages():
+        steps = count_steps(len(lengths), training.batch_size, training.epochs, training.steps)
+        epochs = training.epochs or steps * training.batch_size / len(lengths)
+        typer.echo(f"{name:<10} {steps:>9,} steps of {training.batch_size} windows ({epochs:.3g} epochs)")
 
 
 @app.command(name="run")
@@ -56,26 +65,29 @@ def run_recipe(
     ] = None,
     threads: _Threads = 0,
 ) -> None:
-    """Train a teacher, prune, quantize, export and evaluate; call again after a stop to go on."""
+    """Train what a recipe says: to an artifact, or to a sparse language model; call again after a stop to go on."""
     with _clear_errors():
         import torch
-        from transformers.utils import logging
 
         import engine
+        from compression import pretrain
         from compression import run as stages
         from compression.publish import publish
-        from compression.recipe import load_recipe
+        from compression.read_recipe import load_recipe
+        from compression.recipe import LanguageRecipe
 
-        # Our own bars show the training; those for loading and saving weights would bury them.
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        _quiet_loading()
         threads = threads or engine.threads_from_quota()
         torch.set_num_threads(threads)
         loaded = load_recipe(recipe)
         folder = run_folder or Path("runs") / loaded.name
-        prepared = stages.prepare(loaded, recipe.read_text(encoding="utf-8"), data, folder)
+        text = recipe.read_text(encoding="utf-8")
+        if isinstance(loaded, LanguageRecipe):
+            typer.echo(pretrain.run_recipe(loaded, text, data, folder))
+            return
+        prepared = stages.prepare(loaded, text, data, folder)
         teacher = stages.fit_teacher(prepared)
-        pruned = stages.fit_pruned(prepared, teacher)
+        pruned = stages.fit_sparse(prepared, teacher)
         stages.fit_quantized(prepared, teacher, pruned)
         artifact = publish(prepared, threads)
         quality = engine.read_manifest(artifact).raw["quality"]
@@ -106,7 +118,8 @@ def export(
     with _clear_errors():
         from compression.checkpoint import load_finetuned, load_tokenizer
         from compression.export import Origin, export_model
-        from compression.recipe import Task, check_task
+        from compression.recipe import Task
+        from compression.recipe_rules import check_task
 
         model, outputs = load_finetuned(checkpoint, task)
         window = min(window, model.config.max_position_embeddings)
@@ -162,6 +175,14 @@ def evaluate(
     typer.echo(
         f"{artifact}: {len(read):,} examples: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
     )
+
+
+def _quiet_loading() -> None:
+    from transformers.utils import logging
+
+    # Our own bars show the training; those for loading and saving weights would bury them.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class _clear_errors:  # noqa: N801, reads as a statement

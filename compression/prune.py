@@ -21,7 +21,7 @@ def choose_masks(
 ) -> Masks:
     """Return the masks at `sparsity` by the recipe's criterion, pattern and scope; `masks` are those so far.
 
-    A pruned weight never comes back: it costs less than anything and goes first. Raises RecipeError for a matrix that
+    What those drop never comes back: it costs less than anything and goes first. Raises RecipeError for a matrix that
     the pattern does not fit.
     """
     pattern, criterion = pattern_of(settings.pattern), CRITERIA[settings.criterion]
@@ -48,6 +48,23 @@ def apply_masks(matrices: Mapping[str, nn.Linear], masks: Mapping[str, Tensor]) 
     """Set pruned weights to exactly zero."""
     for name, mask in masks.items():
         matrices[name].weight.masked_fill_(~mask, 0.0)
+
+
+@torch.no_grad()
+def set_aside(matrices: Mapping[str, nn.Linear], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the values that masks are about to drop [out, in], 0 elsewhere, for `put_back`."""
+    return {name: matrices[name].weight.masked_fill(mask, 0.0) for name, mask in masks.items()}
+
+
+@torch.no_grad()
+def put_back(matrices: Mapping[str, nn.Linear], dropped: Mapping[str, Tensor]) -> None:
+    """Give dropped weights the values they had, so that they compete when masks are chosen again.
+
+    As in Prune Once for All, whose masks lie over weights that stay: without a gradient a dropped weight there moves
+    by weight decay alone, which is left out here (5e-7 a step with the published settings).
+    """
+    for name, values in dropped.items():
+        matrices[name].weight.add_(values)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from compression.export import Origin, engine_predictor, export_model
 from compression.golden import answer_golden
 from compression.metrics import headline
 from compression.plots import draw_run
-from compression.run import Prepared, full_quality, judge
+from compression.run import Prepared, full_quality, judge, sparse_folder
 from compression.train import append_metrics, read_metrics
 
 
@@ -52,7 +52,7 @@ def _quality(run: Prepared, judged: Mapping[str, float]) -> dict[str, Any]:
     recipe, metric = run.recipe, headline(run.recipe.task)
     scores = {
         "dense": full_quality(run, run.folder / "teacher"),
-        "sparse": full_quality(run, run.folder / "pruned"),
+        "sparse": full_quality(run, sparse_folder(run)),
         "quantized": judged,
     }
     return {

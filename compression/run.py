@@ -1,25 +1,27 @@
-"""A recipe from start to artifact: teacher, prune, quantize, export, evaluate; each stage is kept and never redone."""
+"""A task recipe stage by stage: teacher, prune or transfer, quantize; each stage is kept and never redone."""
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from compression import prune
-from compression.checkpoint import encoder_matrices, load_config, load_model, load_tokenizer
+from compression.batches import count_steps
+from compression.checkpoint import CheckpointError, encoder_matrices, load_config, load_model, load_tokenizer
 from compression.data import Example, find_source, read_examples
 from compression.encode import Encoder, Window
 from compression.evaluate import Predict, evaluate, torch_predictor
 from compression.layers import check_layers, keep_layers
+from compression.pattern import find_pattern, load_masks, save_masks
 from compression.patterns import check_pattern
 from compression.quantize import quantize_model
 from compression.recipe import Distillation, Recipe, RecipeError, Training
-from compression.teacher import Teacher, kept_teacher, live_teacher
+from compression.teacher import Teacher, kept_teacher, live_teacher, load_teacher
 from compression.train import Stage, append_metrics, read_metrics, seed_everything, train
 
 # After each stage this many validation examples are judged, to see at a glance where the run stands; the full set is
@@ -29,7 +31,11 @@ QUICK_EXAMPLES = 500
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe with its data read, checked and cut into windows; `more` are further validation sets by split."""
+    """A task recipe with its data read, checked and cut into windows; `more` are further validation sets by split.
+
+    `locked` holds the masks of a sparse checkpoint and `pattern` says where they come from; both are empty without
+    `transfer`.
+    """
 
     recipe: Recipe
     folder: Path
@@ -38,6 +44,8 @@ class Prepared:
     examples: Sequence[Example]
     windows: Sequence[Window]
     more: Mapping[str, tuple[Sequence[Example], Sequence[Window]]]
+    locked: prune.Masks = field(default_factory=dict)
+    pattern: str = ""
 
 
 def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepared:
@@ -46,13 +54,10 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
     Raises:
         RecipeError: the folder holds a run of another recipe. DataError, CheckpointError: see their modules.
     """
-    config = load_config(recipe.checkpoint)
-    if recipe.task.window > config.max_position_embeddings:
-        raise RecipeError(
-            f"'task.window' is {recipe.task.window}; the checkpoint has {config.max_position_embeddings} positions"
-        )
-    check_pattern(recipe.prune.pattern, config)
-    check_layers(recipe.prune.keep_layers, config)
+    uses_types = _check_checkpoints(recipe)
+    tokenizer = load_tokenizer(recipe.checkpoint)
+    if recipe.teacher.checkpoint:
+        check_same_vocabulary(tokenizer, recipe.teacher.checkpoint)
 
     def read(name: str, limit: int) -> list[Example]:
         examples = read_examples(find_source(data, name), recipe.task, recipe.data.table)
@@ -61,15 +66,42 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
     training = read(recipe.data.train, recipe.data.train_limit)
     validation = read(recipe.data.validation, recipe.data.validation_limit)
     further = {more.split: read(more.file, recipe.data.validation_limit) for more in recipe.data.more_validation}
-    tokenizer = load_tokenizer(recipe.checkpoint)
-    encoder = Encoder(tokenizer, recipe.task, uses_types=bool(getattr(config, "type_vocab_size", 0)))
-    _open_folder(folder, recipe_text)
+    locked: prune.Masks = {}
+    pattern = ""
+    if recipe.transfer:
+        locked, pattern = find_pattern(recipe.checkpoint, load_model(recipe.checkpoint, recipe.task))
+    encoder = Encoder(tokenizer, recipe.task, uses_types)
+    open_folder(folder, recipe_text)
     more = {split: (examples, encoder.windows(examples)) for split, examples in further.items()}
     windows = encoder.windows(training)
-    return Prepared(recipe, folder, tokenizer, windows, validation, encoder.windows(validation), more)
+    return Prepared(recipe, folder, tokenizer, windows, validation, encoder.windows(validation), more, locked, pattern)
 
 
-def _open_folder(folder: Path, recipe_text: str) -> None:
+def _check_checkpoints(recipe: Recipe) -> bool:
+    """Check that student and teacher can read the recipe's windows; return whether one of them uses token types."""
+    uses_types = False
+    for checkpoint in {recipe.checkpoint, recipe.teacher.checkpoint or recipe.checkpoint}:
+        config = load_config(checkpoint)
+        if recipe.task.window > config.max_position_embeddings:
+            raise RecipeError(
+                f"'task.window' is {recipe.task.window}; the checkpoint has {config.max_position_embeddings} positions"
+            )
+        uses_types = uses_types or bool(getattr(config, "type_vocab_size", 0))
+    if recipe.prune:  # a copy of the teacher is pruned
+        config = load_config(recipe.teacher.checkpoint or recipe.checkpoint)
+        check_pattern(recipe.prune.pattern, config)
+        check_layers(recipe.prune.keep_layers, config)
+    return uses_types
+
+
+def check_same_vocabulary(tokenizer: Tokenizer, teacher: str) -> None:
+    """Student and teacher read the same token ids. Raises CheckpointError where their vocabularies differ."""
+    if load_tokenizer(teacher).get_vocab() != tokenizer.get_vocab():
+        raise CheckpointError(f"teacher {teacher!r} and student differ in their vocabularies; they must be the same")
+
+
+def open_folder(folder: Path, recipe_text: str) -> None:
+    """Make a run folder with its recipe, or enter it again. Raises RecipeError for a run of another recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     recorded = folder / "recipe.toml"
     if recorded.is_file() and recorded.read_text(encoding="utf-8") != recipe_text:
@@ -80,20 +112,61 @@ def _open_folder(folder: Path, recipe_text: str) -> None:
 
 
 def fit_teacher(run: Prepared) -> Path:
-    """Fine-tune the dense model on the task; return its checkpoint folder."""
+    """Fine-tune the dense model on the task, or take one that is; return its checkpoint folder."""
     target = run.folder / "teacher"
+    settings = run.recipe.teacher
     if not target.is_dir():
         seed_everything(run.recipe.seed)  # the head starts at random
-        model = load_model(run.recipe.checkpoint, run.recipe.task, dropout=run.recipe.teacher.dropout)
-        _train_stage(run, model, "teacher", run.recipe.teacher, seed=0)
+        source = settings.checkpoint or run.recipe.checkpoint
+        if settings.trains:
+            model = load_model(source, run.recipe.task, dropout=settings.dropout)
+            _train_stage(run, model, "teacher", settings, seed=0)
+        else:
+            model = load_teacher(source, run.recipe.task)
         _finish(run, model, "teacher", {})
     return target
 
 
+def fit_sparse(run: Prepared, teacher: Path) -> Path:
+    """Prune, or transfer, as the recipe says; return the folder of the sparse checkpoint."""
+    return fit_pruned(run, teacher) if run.recipe.prune else fit_transferred(run, teacher)
+
+
+def fit_transferred(run: Prepared, teacher: Path) -> Path:
+    """Train the recipe's sparse checkpoint on the task, its pattern locked; return its checkpoint folder."""
+    target = sparse_folder(run)
+    settings = run.recipe.transfer
+    assert settings is not None
+    if not target.is_dir():
+        share = prune.mask_sparsity(run.locked)
+        tqdm.write(f"transfer: {100 * share:.1f} % of the encoder's weights are locked, by {run.pattern}")
+        append_metrics(run.folder, {"stage": target.name, "locked": share, "pattern": run.pattern})
+        seed_everything(run.recipe.seed + 1)  # the head starts at random
+        model = load_model(run.recipe.checkpoint, run.recipe.task, dropout=settings.training.dropout)
+        _train_stage(
+            run,
+            model,
+            "transfer",
+            settings.training,
+            seed=1,
+            masks=run.locked,
+            distillation=settings.distillation,
+            teacher=teacher,
+        )
+        _finish(run, model, target.name, run.locked)
+    return target
+
+
+def sparse_folder(run: Prepared) -> Path:
+    """Folder of the sparse checkpoint before quantization."""
+    return run.folder / ("pruned" if run.recipe.prune else "transferred")
+
+
 def fit_pruned(run: Prepared, teacher: Path) -> Path:
     """Prune a copy of the teacher gradually while it distils from it; return its checkpoint folder."""
-    target = run.folder / "pruned"
+    target = sparse_folder(run)
     settings = run.recipe.prune
+    assert settings is not None
     if not target.is_dir():
         model = load_model(str(teacher), run.recipe.task, dropout=settings.training.dropout)
         if settings.keep_layers:
@@ -108,7 +181,7 @@ def fit_pruned(run: Prepared, teacher: Path) -> Path:
             distillation=settings.distillation,
             teacher=teacher,
         )
-        _finish(run, model, "pruned", masks)
+        _finish(run, model, target.name, masks)
     return target
 
 
@@ -140,11 +213,6 @@ def fit_quantized(run: Prepared, teacher: Path, pruned: Path) -> Path:
     return source
 
 
-def load_masks(folder: Path) -> prune.Masks:
-    """Read the masks that a pruned checkpoint was saved with."""
-    return {name: mask.bool() for name, mask in load_file(folder / "masks.safetensors").items()}
-
-
 def _train_stage(
     run: Prepared,
     model: PreTrainedModel,
@@ -174,25 +242,42 @@ def _train_stage(
 
 def _teacher(run: Prepared, checkpoint: Path, training: Training) -> Teacher:
     model = load_model(str(checkpoint), run.recipe.task)
-    if training.epochs <= 1 and not (run.folder / "teacher_logits.safetensors").is_file():
+    kept = run.folder / "teacher_logits.safetensors"
+    seen = count_steps(len(run.train_windows), training.batch_size, training.epochs, training.steps)
+    if seen * training.batch_size <= len(run.train_windows) + training.batch_size and not kept.is_file():
         return live_teacher(model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
-    return kept_teacher(model, run.train_windows, run.folder / "teacher_logits.safetensors")
+    return kept_teacher(model, run.train_windows, kept)
 
 
 def _finish(run: Prepared, model: PreTrainedModel, name: str, masks: prune.Masks) -> None:
-    """Save a stage's checkpoint under its final name, whole or not at all, and take a quick look at its quality."""
-    temporary = run.folder / (name + ".tmp")
+    few = [window for window in run.windows if window.example < QUICK_EXAMPLES]
+
+    def look() -> dict[str, float]:
+        return evaluate(
+            torch_predictor(model), few, run.examples[:QUICK_EXAMPLES], run.recipe.task, name=f"{name} check"
+        ).scores
+
+    keep_stage(run.folder, name, model, run.tokenizer, masks, look)
+
+
+def keep_stage(
+    folder: Path,
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    masks: prune.Masks,
+    look: Callable[[], dict[str, float]],
+) -> None:
+    """Save a stage's checkpoint as `folder`/`name`, whole or not at all, with a quick look at its quality."""
+    temporary = folder / (name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
-    run.tokenizer.save(str(temporary / "tokenizer.json"))
-    if masks:
-        save_file({key: mask.to(torch.uint8) for key, mask in masks.items()}, temporary / "masks.safetensors")
-    few = [window for window in run.windows if window.example < QUICK_EXAMPLES]
-    report = evaluate(torch_predictor(model), few, run.examples[:QUICK_EXAMPLES], run.recipe.task, name=f"{name} check")
-    line = {"stage": name, "quick": report.scores, "sparsity": prune.overall_sparsity(encoder_matrices(model))}
-    append_metrics(run.folder, line)
-    temporary.rename(run.folder / name)
-    (run.folder / "state.pt").unlink(missing_ok=True)
+    tokenizer.save(str(temporary / "tokenizer.json"))
+    save_masks(masks, temporary)
+    line = {"stage": name, "quick": look(), "sparsity": prune.overall_sparsity(encoder_matrices(model))}
+    append_metrics(folder, line)
+    temporary.rename(folder / name)
+    (folder / "state.pt").unlink(missing_ok=True)
 
 
 def full_quality(run: Prepared, checkpoint: Path, *, quantized: bool = False) -> dict[str, float]:

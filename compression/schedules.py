@@ -1,4 +1,4 @@
-"""When and how much: the sparsity wanted at a step, the learning rate between two rewinds."""
+"""When and how much: the sparsity wanted at a step, the learning rate from one rewind to the next."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,8 @@ def wanted_sparsity(step: int, steps: int, prune: Prune) -> float | None:
     """Return the sparsity that the masks get before `step` of `steps`, None where they stay as they are.
 
     With `at_epochs` there is one update at the first step of each of these epochs, on the cubic curve between the first
-    and the last of them; else one every `update_every` steps from the share `start` to the share `end` of the steps.
+    and the last of them; else one every `update_every` steps from the share `start` to the share `end` of the steps,
+    and on at the final sparsity to the share `reselect_until` where that is given.
     """
     if prune.at_epochs:
         first, last = prune.at_epochs[0], prune.at_epochs[-1]
@@ -31,7 +32,8 @@ def wanted_sparsity(step: int, steps: int, prune: Prune) -> float | None:
                 return cubic_sparsity(progress, prune.sparsity, prune.initial)
         return None
     begin, end = round(prune.start * steps), min(max(1, round(prune.end * steps)), steps - 1)
-    if step == end or (begin <= step < end and (step - begin) % prune.update_every == 0):
+    last = max(end, min(round(prune.reselect_until * steps), steps - 1))
+    if step in (end, last) or (begin <= step < last and (step - begin) % prune.update_every == 0):
         progress = (step - begin) / (end - begin) if end > begin else 1.0
         return cubic_sparsity(progress, prune.sparsity, prune.initial)
     return None
@@ -45,3 +47,15 @@ def cyclic_rate(epoch: float, rewinds: Sequence[float], epochs: float, highest: 
     begin = max((rewind for rewind in rewinds if rewind <= epoch), default=0.0)
     end = min((rewind for rewind in rewinds if rewind > epoch), default=epochs)
     return highest - (highest - lowest) * (epoch - begin) / (end - begin)
+
+
+def rewinding_factor(step: int, steps: int, warmup: float, window: int, interval: int) -> float:
+    """Factor of the learning rate after warm-up, as the authors' code of Prune Once for All computes it.
+
+    N steps, W of them warm-up; masks are updated every R steps in a window of P steps. Inside it the factor is
+    (N - P - t + floor(t / R) R) / (N - P - W), a sawtooth that starts again at every update; after it
+    (N - t) / (N - P - W). With the published N, P, R, W = 100,000, 50,000, 1,000, 1,000 the teeth span 1.02 to 1.00:
+    a constant rate while pruning, then linear decay.
+    """
+    since = step % interval if step < window else step - window
+    return (steps - window - since) / (steps - window - warmup)

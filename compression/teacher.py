@@ -11,11 +11,29 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from compression.batches import plan_evaluation
+from compression.checkpoint import CheckpointError, load_finetuned, model_labels
 from compression.encode import Window
 from compression.evaluate import torch_predictor
 from compression.objective import Batch, logits_of
+from compression.recipe import Task
 
 Teacher = Callable[[Sequence[int], Batch], Tensor]
+
+
+def load_teacher(checkpoint: str, task: Task) -> PreTrainedModel:
+    """Load a checkpoint that is fine-tuned already, as published; its outputs must be the recipe's, in its order.
+
+    Names like LABEL_0 say nothing and are taken in the recipe's order. Raises CheckpointError for other names, and
+    what `load_finetuned` raises.
+    """
+    model, outputs = load_finetuned(checkpoint, task.name)
+    wanted = model_labels(task)
+    unnamed = tuple(f"LABEL_{i}" for i in range(len(wanted)))
+    if tuple(map(str.lower, outputs)) != tuple(map(str.lower, wanted)) and outputs != unnamed:
+        raise CheckpointError(
+            f"teacher {checkpoint!r} answers {list(outputs)}, the recipe {list(wanted)}: give task.labels in its order"
+        )
+    return model
 
 
 def live_teacher(model: PreTrainedModel) -> Teacher:

@@ -21,9 +21,11 @@ from compression import prune
 from compression.batches import plan_batches
 from compression.criteria import add_movement
 from compression.encode import Window
+from compression.language import Body, LanguageLoss
+from compression.masking import MaskedWindows
 from compression.objective import Batch, collate, distillation_loss, logits_of, task_loss
 from compression.recipe import Distillation, Prune, Training
-from compression.schedules import cyclic_rate, wanted_sparsity
+from compression.schedules import cyclic_rate, rewinding_factor, wanted_sparsity
 from compression.surgeon import Patient, operate
 
 # A kill costs at most this many steps; writing a checkpoint takes as long as one or two of them.
@@ -40,7 +42,8 @@ class Stage:
     """Everything one run of the loop needs besides the model.
 
     `masks` locks a pattern; `schedule` makes the loop find one as it goes; neither trains a dense model.
-    `teacher` gives the logits to distil from, by window number.
+    `teacher` gives the logits to distil from, by window number. `plan` holds the window numbers of every batch where
+    they are not those of `plan_batches`. `language_loss` takes the place of task loss and teacher.
     """
 
     name: str
@@ -53,6 +56,8 @@ class Stage:
     schedule: Prune | None = None
     distillation: Distillation | None = None
     teacher: Callable[[Sequence[int], Batch], Tensor] | None = None
+    plan: Sequence[Sequence[int]] | None = None
+    language_loss: LanguageLoss | None = None
 
 
 def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
@@ -64,10 +69,10 @@ def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
     training = stage.training
     AcceleratorState._reset_state()  # accelerate keeps the first precision for ever; ours belongs to the stage
     accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not torch.cuda.is_available())
-    lengths = [len(window.ids) for window in stage.windows]
-    plan = plan_batches(lengths, training.batch_size, training.epochs, stage.seed)
+    plan = stage.plan if stage.plan is not None else _plan(stage)
     seed_everything(stage.seed)
-    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, training))
+    trained = Body(model) if stage.language_loss else model
+    wrapped, optimizer = accelerator.prepare(trained, make_optimizer(model, training))
     masks = {name: mask.to(accelerator.device) for name, mask in stage.masks.items()}
     loop = _Loop(model, wrapped, optimizer, accelerator, stage, masks, len(plan))
     first = _restore(loop, folder)
@@ -92,6 +97,16 @@ def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
     return loop.masks
 
 
+def _plan(stage: Stage) -> list[list[int]]:
+    training = stage.training
+    return plan_batches(_lengths(stage.windows), training.batch_size, training.epochs, stage.seed, training.steps)
+
+
+def _lengths(windows: Sequence[Window]) -> list[int]:
+    """Tokens of every window; a text's are known without making its windows."""
+    return windows.lengths.tolist() if isinstance(windows, MaskedWindows) else [len(window.ids) for window in windows]
+
+
 @dataclass
 class _Loop:
     """The moving parts of a run: what a checkpoint must hold."""
@@ -104,13 +119,14 @@ class _Loop:
     masks: prune.Masks
     steps: int
     minutes: float = 0.0
+    dropped: prune.Masks = field(default_factory=dict)
     movement: dict[str, Tensor] = field(default_factory=dict)
 
     def step(self, step: int, numbers: Sequence[int]) -> dict[str, float]:
         """Do one optimizer step on the windows with these numbers and return the figures to log."""
         stage, training = self.stage, self.stage.training
         self._update_masks(step)
-        rate = learning_rate(step, self.steps, training)
+        rate = learning_rate(step, self.steps, training, stage.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         figures = {"loss": 0.0, "task_loss": 0.0, "teacher_loss": 0.0}
@@ -120,7 +136,7 @@ class _Loop:
             loss, parts = self._loss(batch, part.tolist())
             self.accelerator.backward(loss * share)
             for key, value in parts.items():
-                figures[key] += value * share
+                figures[key] = figures.get(key, 0.0) + value * share
         if not np.isfinite(figures["loss"]):
             raise TrainingError(
                 f"{stage.name}: loss is {figures['loss']} at step {step}; lower the learning rate ({rate:g})"
@@ -136,6 +152,9 @@ class _Loop:
 
     def _loss(self, batch: Batch, numbers: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
         stage, distillation = self.stage, self.stage.distillation
+        if stage.language_loss:
+            with self.accelerator.autocast():
+                return stage.language_loss(self.wrapped, batch)
         with self.accelerator.autocast():
             logits = logits_of(self.wrapped, batch).float()
             taught = stage.teacher(numbers, batch) if stage.teacher else None
@@ -151,27 +170,38 @@ class _Loop:
         wanted = wanted_sparsity(step, self.steps, settings) if settings else None
         if settings is None or wanted is None:
             return
+        matrices = self.stage.matrices
         if settings.criterion == "obert":
             self.masks = operate(self._patient(), self.masks, wanted, settings, (self.stage.seed, step))
+        elif settings.reselect_until:
+            prune.put_back(matrices, self.dropped)
+            self.masks = prune.choose_masks(matrices, {}, wanted, settings, {})
+            competing = step < round(settings.reselect_until * self.steps)
+            self.dropped = prune.set_aside(matrices, self.masks) if competing else {}
         else:
-            self.masks = prune.choose_masks(self.stage.matrices, self.masks, wanted, settings, self.movement)
-        prune.apply_masks(self.stage.matrices, self.masks)
+            self.masks = prune.choose_masks(matrices, self.masks, wanted, settings, self.movement)
+        prune.apply_masks(matrices, self.masks)
 
     def _patient(self) -> Patient:
-        windows, device = self.stage.windows, self.accelerator.device
+        stage, device = self.stage, self.accelerator.device
 
         def loss(numbers: Sequence[int]) -> Tensor:
-            batch = collate([windows[i] for i in numbers], device)
+            batch = collate([stage.windows[i] for i in numbers], device)
             with self.accelerator.autocast():
+                if stage.language_loss:
+                    return stage.language_loss.without_teacher()(Body(self.model), batch)[0]
                 logits = logits_of(self.model, batch).float()
-            return task_loss(self.stage.task, logits, batch)
+            return task_loss(stage.task, logits, batch)
 
-        lengths = [len(window.ids) for window in windows]
-        return Patient(self.model, self.stage.matrices, loss, lengths, self.accelerator)
+        return Patient(self.model, stage.matrices, loss, _lengths(stage.windows), self.accelerator)
 
 
-def learning_rate(step: int, steps: int, training: Training) -> float:
-    """Linear warm-up over the first share of the steps; then linear decay to zero after the last step, or cycles."""
+def learning_rate(step: int, steps: int, training: Training, pruning: Prune | None = None) -> float:
+    """Linear warm-up over the first share of the steps, then the training's schedule.
+
+    "linear": down to zero after the last step. "cyclic": see `cyclic_rate`. "rewinding": see `rewinding_factor`;
+    `pruning` says when masks are updated.
+    """
     warmup = training.warmup * steps
     if training.schedule == "cyclic":
         highest, epoch = training.learning_rate, step * training.epochs / steps
@@ -179,6 +209,9 @@ def learning_rate(step: int, steps: int, training: Training) -> float:
         return min(rate, highest * (step + 1) / (warmup + 1))
     if step < warmup:
         return training.learning_rate * (step + 1) / (warmup + 1)
+    if training.schedule == "rewinding" and pruning is not None:
+        window = round(pruning.end * steps)
+        return training.learning_rate * rewinding_factor(step, steps, warmup, window, pruning.update_every)
     return training.learning_rate * (steps - step) / (steps - warmup)
 
 
@@ -244,6 +277,7 @@ def _save(loop: _Loop, folder: Path, step: int) -> None:
         "model": loop.model.state_dict(),
         "optimizer": loop.optimizer.state_dict(),
         "masks": loop.masks,
+        "dropped": loop.dropped,
         "movement": loop.movement,
         "minutes": loop.minutes,
         "random": torch.get_rng_state(),
@@ -261,6 +295,7 @@ def _restore(loop: _Loop, folder: Path) -> int:
     loop.model.load_state_dict(state["model"])
     loop.optimizer.load_state_dict(state["optimizer"])
     loop.masks = state["masks"]
+    loop.dropped = state["dropped"]
     loop.movement = state["movement"]
     loop.minutes = float(state["minutes"])
     torch.set_rng_state(state["random"].cpu())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import engine
-from compression.recipe import parse_recipe
+from compression.read_recipe import parse_recipe
 from service.loading import load_models
 
 MODELS = Path(__file__).parents[1] / "service" / "models"

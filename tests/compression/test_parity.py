@@ -224,7 +224,7 @@ def test_fine_tuning_is_transformers_own_to_the_last_metric(base: str, tmp_path:
     plan = plan_batches([len(window.ids) for window in windows], size, epochs, seed=1)
     models = [load_model(base, task) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    training = Training(epochs, rate, batch_size=size, warmup=0.0, dropout=0.0)
+    training = Training(epochs=epochs, learning_rate=rate, batch_size=size, warmup=0.0, dropout=0.0)
     matrices = encoder_matrices(models[0])
     train.train(models[0], train.Stage("teacher", task.name, training, 1, windows, matrices, {}), tmp_path)
 

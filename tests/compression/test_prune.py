@@ -53,3 +53,19 @@ def test_pruned_weights_stay_zero_through_adamw_with_momentum_and_decay(pattern:
         optimizer.zero_grad()
         prune.apply_masks(matrices, masks)
     assert torch.equal(layer.weight == 0, ~masks["m"])
+
+
+def test_a_weight_set_aside_competes_with_its_old_value() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    matrices = {"m": layer}
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, -3.0, 2.0, 4.0]]))
+    masks = prune.magnitude_masks(matrices, 0.5)
+    dropped = prune.set_aside(matrices, masks)
+    prune.apply_masks(matrices, masks)
+    assert layer.weight.tolist() == [[0.0, -3.0, 0.0, 4.0]] and dropped["m"].tolist() == [[1.0, 0.0, 2.0, 0.0]]
+    with torch.no_grad():
+        layer.weight[0, 3] = 1.5  # training made a survivor small
+    prune.put_back(matrices, dropped)
+    assert layer.weight.tolist() == [[1.0, -3.0, 2.0, 1.5]]
+    assert prune.magnitude_masks(matrices, 0.5)["m"].tolist() == [[False, True, True, False]]

@@ -1,11 +1,52 @@
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from compression.recipe import RecipeError, load_recipe, parse_recipe
+from compression.read_recipe import load_recipe, parse_recipe
+from compression.recipe import (
+    Data,
+    Distillation,
+    Fisher,
+    Golden,
+    LanguageRecipe,
+    LanguageTask,
+    Prune,
+    Recipe,
+    RecipeError,
+    Source,
+    Table,
+    Task,
+    TeacherTraining,
+    Text,
+    Validation,
+)
 from tests.compression import tiny
 
 SHIPPED = sorted((Path(__file__).parents[2] / "compression" / "recipes").glob("*.toml"))
+
+TABLES = (
+    Task,
+    Data,
+    Table,
+    Validation,
+    Source,
+    TeacherTraining,
+    Prune,
+    Fisher,
+    Distillation,
+    Text,
+    LanguageTask,
+    Golden,
+)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_guide_names_every_key(table: type) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "compression.md").read_text()
+    named = set(re.findall(r"`(?:\[\[?(?:\w+\.)?)?(\w+)(?:\]\]?)?`", guide))
+    assert {key.name for key in fields(table)} - named == set()
 
 
 def text(tmp_path: Path, task: str = "text-classification") -> str:
@@ -16,12 +57,34 @@ def text(tmp_path: Path, task: str = "text-classification") -> str:
 def test_shipped_recipes_are_valid_and_named_after_their_file(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
-    assert recipe.prune.sparsity >= 0.8
-    assert recipe.golden, "a shipped model proves itself at load"
+    assert recipe.prune is None or recipe.prune.sparsity >= 0.8
+    assert isinstance(recipe, LanguageRecipe) or recipe.golden, "a shipped model proves itself at load"
+
+
+@pytest.mark.parametrize("path", [p for p in SHIPPED if p.stem.endswith("-lm")], ids=lambda path: path.stem)
+def test_shipped_language_models_say_their_sparsity_in_their_name(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert isinstance(recipe, LanguageRecipe)
+    assert f"-{round(100 * recipe.prune.sparsity)}-lm" in recipe.name
+    distillation = recipe.prune.distillation
+    assert (distillation.task, distillation.teacher, distillation.temperature) == (0.5, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("stem", ["bert-base-85-lm", "bert-base-90-lm", "bert-large-90-lm"])
+def test_the_papers_recipes_are_the_published_steps(stem: str) -> None:
+    recipe = load_recipe(SHIPPED[0].parent / f"{stem}.toml")
+    assert isinstance(recipe, LanguageRecipe) and recipe.teacher is not None and recipe.task.next_sentence
+    training, prune = recipe.prune.training, recipe.prune
+    for one in (recipe.teacher, training):
+        assert (one.steps, one.batch_size, one.learning_rate, one.warmup) == (100_000, 256, 5e-5, 0.01)
+    assert (prune.start, prune.end * training.steps, prune.update_every) == (0.0, 50_000, 1_000)
+    assert prune.reselect_until * training.steps == 80_000 and training.schedule == "rewinding"
+    assert (recipe.task.window, recipe.text.short, recipe.text.validation, recipe.task.masked) == (512, 0.1, 0.05, 0.15)
 
 
 def test_values_arrive_typed_and_defaults_hold(tmp_path: Path) -> None:
     recipe = parse_recipe(text(tmp_path))
+    assert isinstance(recipe, Recipe) and recipe.prune is not None
     assert recipe.teacher.epochs == 3.0 and isinstance(recipe.teacher.epochs, float)
     assert recipe.task.labels == ("negative", "positive")
     assert (recipe.prune.distillation.task, recipe.prune.distillation.temperature) == (0.5, 2.0)
@@ -57,6 +120,14 @@ def test_values_arrive_typed_and_defaults_hold(tmp_path: Path) -> None:
         ('text = "the story was superb"', 'question = "?"', "'golden[0]' is ['question']; it must be"),
         ('dataset = "made up"\n', "", "missing key 'data.dataset'"),
         ('name = "tiny"', "name = ", "not valid TOML"),
+        ("epochs = 1\n", "", "quantize.training.steps' is (0.0, 0); it must be one of the two"),
+        ("epochs = 1\n", "epochs = 1\nsteps = 9\n", "is (1.0, 9); it must be one of the two"),
+        ("[teacher]\nepochs = 3\n", "[teacher]\n", "it must be with epochs or steps; without them, with a fine-tuned"),
+        ("epochs = 1\n", 'epochs = 1\nschedule = "rewinding"\n', "follows the mask updates of 'prune.training'"),
+        ("end = 0.5", "end = 0.5\nreselect_until = 0.4", "'prune.reselect_until' is 0.4; it must be 0 or in [0.5, 1]"),
+        ("[prune.training]", "[prune.distillation]\nhidden = 1\n[prune.training]", "is for masked-language-modelling"),
+        ("[prune.training]", "[transfer.training]", "missing key 'prune.training'"),
+        ("[prune]", "[transfer.training]\nepochs = 1\nlearning_rate = 1e-4\n[prune]", "found both"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_key_value_and_limit(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -79,6 +150,7 @@ def test_a_mistake_is_named_with_its_key_value_and_limit(tmp_path: Path, old: st
         ("initial = 0.9", "'prune.initial' is 0.9; it must be in [0, 0.8]"),
         ("at_epochs = [2, 1]", "'prune.at_epochs' is [2.0, 1.0]; it must be rising, in [0, 3)"),
         ("at_epochs = [1, 2]", "'prune.start, end, update_every' is (0.0, 0.5, 2); it must be absent beside at_epochs"),
+        ("at_epochs = [1, 2]\nreselect_until = 0.9", "is 0.9; it must be 0 beside at_epochs: it goes by update_every"),
         ("keep_layers = [1, 0]", "'prune.keep_layers' is [1, 0]; it must be layer numbers from 0 on, rising"),
         ("fisher = {block = 8}", "it must be absent: criterion 'magnitude' does not use it"),
         ('criterion = "movement"\ninitial = 0.1', "0 where pruning begins at once: nothing has moved yet"),
@@ -124,3 +196,55 @@ def test_both_columns_of_a_pair_are_named_or_neither(tmp_path: Path) -> None:
 def test_a_missing_recipe_says_so(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"none\.toml: cannot be read: No such file"):
         load_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("masked-language-modelling", "masked-language-modeling", "it must be 'masked-language-modelling'"),
+        ("[text]", "[data]", "unknown key 'data'"),
+        ('files = ["text.txt"]', "files = []", "'text.files' is []; it must be at least one file"),
+        ("validation = 0.2", "validation = 1.0", "'text.validation' is 1.0"),
+        ("validation = 0.2", "short = 2", "'text.short' is 2.0"),
+        ("window = 32", "window = 8", "'task.window' is 8"),
+        ("window = 32", "masked = 0", "'task.masked' is 0.0; it must be in (0, 1)"),
+        ("warmup = 0.1", "warmup = 0.6", "'prune.end + prune.training.warmup' is 1.1; it must be < 1"),
+        ("end = 0.5", "end = 0.5\nstart = 0.1", "'prune.start' is 0.1; it must be 0 with schedule 'rewinding'"),
+        ('"rewinding"', '"rewound"', "'prune.training.schedule' is 'rewound'; did you mean 'rewinding'? (known: l"),
+        ('"rewinding"', '"cyclic"', "'prune.training.steps' is 40; it must be 0 with schedule 'cyclic': give epochs"),
+        ('"rewinding"', '"rewinding"\nlowest_rate = 1e-5', "'rewinding'; it must be 'cyclic' where there are rewind"),
+        ("reselect_until = 0.8", "at_epochs = [1]", "'prune.at_epochs' is [1.0]; it must be absent with schedule"),
+        ("reselect_until = 0.8", "pattern = '2:4'", "'prune.sparsity' is 0.8; it must be 0.5, the sparsity of patt"),
+        ("reselect_until", "criterion = 'obert'\nreselect_until", "'prune.reselect_until' is 0.8; it must be 0 for"),
+        ("reselect_until", "criterion = 'movement'\nreselect_until", "is 0.8; it must be 0 for criterion 'movement'"),
+        ("[prune.training]", "[prune.distillation]\nhidden = -1\n[prune.training]", "hidden' is -1.0; it must be >= 0"),
+        ("[prune]", "[transfer]\n[prune]", "unknown key 'transfer'"),
+        ("steps = 40", 'steps = 40\nmixed_precision = "fp16"', "teacher.mixed_precision' is 'fp16'; it must be"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_language_recipe_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    good = tiny.language_recipe(Path("base"), tmp_path)
+    assert isinstance(parse_recipe(good), LanguageRecipe) and old in good
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(good.replace(old, new, 1))
+    assert message in str(error.value)
+
+
+def test_updates_at_epochs_need_a_length_in_epochs(tmp_path: Path) -> None:
+    good = tiny.language_recipe(Path("base"), tmp_path)
+    text = good.replace("end = 0.5\nupdate_every = 2\nreselect_until = 0.8", "at_epochs = [1]")
+    text = text.replace('schedule = "rewinding"', "")
+    with pytest.raises(RecipeError, match=r"'prune\.training\.steps' is 40; it must be 0 beside prune\.at_epochs"):
+        parse_recipe(text)
+    before, after = text.split("[prune.training]\n")
+    recipe = parse_recipe(before + "[prune.training]\n" + after.replace("steps = 40", "epochs = 2"))
+    assert recipe.prune is not None and recipe.prune.at_epochs == (1.0,)
+
+
+def test_a_transfer_needs_a_dense_checkpoint_for_its_teacher(tmp_path: Path) -> None:
+    good = tiny.transfer_recipe("text-classification", Path("sparse"), Path("dense"), tmp_path)
+    recipe = parse_recipe(good)
+    assert isinstance(recipe, Recipe) and recipe.prune is None
+    assert [name for name, _ in recipe.stages()] == ["teacher", "transfer", "quantize", "rewind-1"]
+    with pytest.raises(RecipeError, match=r"'teacher\.checkpoint' is ''; it must be given"):
+        parse_recipe(good.replace('checkpoint = "dense"', ""))

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 import engine
 from compression import run
 from compression.cli import app
-from compression.recipe import RecipeError, parse_recipe
+from compression.read_recipe import parse_recipe
+from compression.recipe import RecipeError
 from tests.compression import tiny
 
 METRICS = {"text-classification": "accuracy", "token-classification": "entity_f1", "question-answering": "f1"}

@@ -25,6 +25,14 @@ def test_updates_by_steps_then_hold() -> None:
     assert found == [None, None, pytest.approx(0.4), None, pytest.approx(0.75), None, pytest.approx(0.8), *[None] * 3]
 
 
+def test_updates_go_on_at_the_final_sparsity_while_masks_are_reselected() -> None:
+    prune = Prune(0.8, TRAINING, end=0.4, update_every=3, reselect_until=0.8)
+    found = [schedules.wanted_sparsity(step, 10, prune) for step in range(10)]
+    final = pytest.approx(0.8)
+    early = [0.0, None, None, pytest.approx(0.8 * 63 / 64)]
+    assert found == [*early, final, None, final, None, final, None]
+
+
 def test_updates_at_epochs_as_obert_publishes_them() -> None:
     """oBERT on SQuAD: 70 % after two epochs, every four epochs on the cubic to 90 %, held for the last four."""
     prune = Prune(0.9, TRAINING, initial=0.7, at_epochs=(2, 6, 10, 14, 18, 22, 26))
@@ -55,6 +63,7 @@ def test_however_short_a_run_it_reaches_its_sparsity(steps: int) -> None:
         Prune(0.9, TRAINING, start=0.9, end=1.0),
         Prune(0.9, TRAINING, update_every=3, end=0.01),
         Prune(0.9, TRAINING, initial=0.7, at_epochs=(0, 29, 29.9)),
+        Prune(0.9, TRAINING, end=0.5, reselect_until=1.0),
     ):
         wanted = [schedules.wanted_sparsity(step, steps, prune) for step in range(steps)]
         reached = [value for value in wanted if value is not None]

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from torch import Tensor
 import engine
 from compression import prune, run, schedules, train
 from compression.checkpoint import encoder_matrices, load_model
-from compression.recipe import Training, parse_recipe
+from compression.read_recipe import parse_recipe
+from compression.recipe import Prune, Training
 from tests.compression import tiny
 
 
@@ -37,9 +40,63 @@ def test_learning_rate_by_hand() -> None:
 
 
 def test_cyclic_learning_rate_by_hand() -> None:
-    training = Training(5, 1.0, warmup=0.2, schedule="cyclic", rewind_epochs=(1.0, 3.0), lowest_rate=0.2)
+    cycles = {"schedule": "cyclic", "rewind_epochs": (1.0, 3.0), "lowest_rate": 0.2}
+    training = Training(epochs=5, learning_rate=1.0, warmup=0.2, **cycles)  # type: ignore[arg-type]
     rates = [train.learning_rate(step, 10, training) for step in range(10)]
     assert rates == pytest.approx([1 / 3, 0.6, 1, 0.8, 0.6, 0.4, 1, 0.8, 0.6, 0.4])
+
+
+def test_rewinding_learning_rate_by_hand() -> None:
+    """N = 20, W = 2, P = 10, R = 4: teeth from 10/8 down, back up with each mask update, then down to the end."""
+    training = Training(steps=20, learning_rate=0.8, warmup=0.1, schedule="rewinding")
+    pruning = Prune(0.9, training, end=0.5, update_every=4)
+    rates = [10 * train.learning_rate(step, 20, training, pruning) for step in range(20)]
+    assert rates == pytest.approx([8 / 3, 16 / 3, 8, 7, 10, 9, 8, 7, 10, 9, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1])
+
+
+def test_rewinding_learning_rate_with_the_published_numbers() -> None:
+    training = Training(steps=100_000, learning_rate=5e-5, warmup=0.01, schedule="rewinding")
+    pruning = Prune(0.9, training, end=0.5, update_every=1000, reselect_until=0.8)
+    expected = {
+        1_000: 50 / 49,
+        1_999: 49_001 / 49_000,
+        49_000: 50 / 49,
+        50_000: 50 / 49,
+        75_000: 25 / 49,
+        99_999: 1 / 49_000,
+    }
+    for step, factor in expected.items():
+        assert train.learning_rate(step, 100_000, training, pruning) == pytest.approx(5e-5 * factor), step
+
+
+@pytest.mark.parametrize(
+    ("until", "comes_back", "pattern", "scope"),
+    [
+        (0.0, False, "unstructured", "matrix"),
+        (0.8, True, "unstructured", "matrix"),
+        (0.8, True, "4x1", "global"),
+        (0.8, True, "1:4", "matrix"),
+    ],
+)
+def test_a_dropped_weight_comes_back_only_where_masks_are_reselected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: float, comes_back: bool, pattern: str, scope: str
+) -> None:
+    one = prepared(tmp_path)
+    model = load_model(one.recipe.checkpoint, one.recipe.task)
+    training = Training(steps=40, learning_rate=2e-2, batch_size=16)
+    chosen: list[prune.Masks] = []
+    real = prune.choose_masks
+    monkeypatch.setattr(prune, "choose_masks", lambda *given: chosen.append(real(*given)) or chosen[-1])
+    sparsity = 0.75 if pattern == "1:4" else 0.8
+    schedule = Prune(sparsity, training, pattern=pattern, scope=scope, end=0.5, update_every=4, reselect_until=until)
+    masks = train.train(model, replace(stage(one, model, training, {}), schedule=schedule), one.folder)
+    assert len(chosen) == 1 + (32 if until else 20) // 4
+    returned = any(
+        bool((later[name] & ~earlier[name]).any()) for earlier, later in pairwise(chosen) for name in earlier
+    )
+    assert returned == comes_back
+    for name, matrix in encoder_matrices(model).items():
+        assert torch.equal(masks[name], chosen[-1][name]) and torch.equal(matrix.weight != 0, masks[name])
 
 
 def test_sparsity_follows_the_schedule_and_ends_exactly(tmp_path: Path) -> None:

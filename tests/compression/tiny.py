@@ -1,6 +1,7 @@
 """Small real things for the compression tests: checkpoints with random weights, data files, recipes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoModel,
     BertConfig,
     BertModel,
     DistilBertConfig,
@@ -17,6 +19,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from compression import prune
+from compression.checkpoint import encoder_matrices
+from compression.pattern import save_masks
 
 POSITIVE = ("good", "great", "fine", "lovely", "superb")
 NEGATIVE = ("bad", "awful", "dull", "poor", "weak")
@@ -242,3 +248,96 @@ def recipe(task: str, base: Path, data: Path, *, epochs: float = 3) -> str:
     return RECIPE.format(
         checkpoint=base, task=name, labels=labels, data=file.name, more=more, golden=golden, epochs=epochs
     )
+
+
+def write_text(path: Path, documents: int = 40) -> Path:
+    """Plain text that can be learned: in every other document one person always lives in the same place."""
+    pieces = []
+    for number in range(documents):
+        person, place = PEOPLE[number % 4], PLACES[number % 4]
+        word = (POSITIVE, NEGATIVE)[number % 2][number % 5]
+        pieces.append(f"{person} lives in {place}. {person} went to {place}.\nthe film was {word}. a {word} story.\n")
+    path.write_text("\n".join(pieces))
+    return path
+
+
+LANGUAGE_RECIPE = """
+name = "tiny-lm"
+checkpoint = "{checkpoint}"
+seed = 3
+
+[task]
+name = "masked-language-modelling"
+window = 32
+next_sentence = {next_sentence}
+
+[text]
+files = ["text.txt"]
+validation = 0.2
+
+[teacher]
+steps = {steps}
+learning_rate = 3e-3
+batch_size = 8
+dropout = 0.1
+
+[prune]
+sparsity = 0.8
+end = 0.5
+update_every = 2
+reselect_until = 0.8
+
+[prune.training]
+steps = {steps}
+learning_rate = 3e-3
+batch_size = 8
+warmup = 0.1
+dropout = 0.1
+schedule = "rewinding"
+"""
+
+
+def language_recipe(base: Path, data: Path, *, next_sentence: bool = False, steps: int = 40) -> str:
+    """Write text.txt into `data` and return the text of a recipe that prunes a language model on it."""
+    write_text(data / "text.txt")
+    return LANGUAGE_RECIPE.format(checkpoint=base, next_sentence=str(next_sentence).lower(), steps=steps)
+
+
+def transfer_recipe(task: str, sparse: Path, dense: Path, data: Path, *, epochs: float = 3) -> str:
+    """Return the text of a recipe that transfers a sparse checkpoint to a task, with a teacher from a dense one."""
+    text = recipe(task, sparse, data, epochs=epochs)
+    before, after = text.index("[prune]"), text.index("[prune.training]")
+    return (
+        (text[:before] + text[after:])
+        .replace("[prune.training]", "[transfer.training]")
+        .replace("[teacher]", f'[teacher]\ncheckpoint = "{dense}"')
+    )
+
+
+def sparse_checkpoint(folder: Path, sparsity: float = 0.8, *, masks: bool = True, family: str = "bert") -> Path:
+    """A random encoder with zeros in its matrices, with or without the mask file beside it."""
+    checkpoint(folder, family=family, seed=1)
+    model = AutoModel.from_pretrained(folder)
+    matrices = encoder_matrices(model)
+    chosen = prune.magnitude_masks(matrices, sparsity)
+    prune.apply_masks(matrices, chosen)
+    model.save_pretrained(folder)
+    if masks:
+        save_masks(chosen, folder)
+    return folder
+
+
+class Stop(Exception):  # noqa: N818
+    """What a stopped run ends with."""
+
+
+def stopping(real: Callable[..., object], after: int) -> Callable[..., object]:
+    """A function that does what `real` does, then raises Stop at the call after so many."""
+    calls = iter(range(after))
+
+    def stopped(*given: object) -> object:
+        if next(calls, None) is None:
+            raise Stop
+        return real(*given)
+
+    return stopped

@@ -1,0 +1,290 @@
+"""A masked language model in torch: how it is loaded, what it minimizes, how good it is.
+
+B windows, T tokens, H hidden, V vocabulary. The logits [B, T, V] never exist as a whole: for 256 windows of 128
+tokens they would take 4 GB, and training holds several such tensors.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import BertForPreTraining, DistilBertForMaskedLM, PreTrainedModel
+
+from compression.batches import plan_evaluation
+from compression.checkpoint import (
+    CheckpointError,
+    attention_kernel,
+    encoder_matrices,
+    load_config,
+    resolve,
+    set_dropout,
+)
+from compression.encode import IGNORED
+from compression.masking import MaskedWindows
+from compression.objective import Batch, collate
+from compression.recipe import Distillation, LanguageTask
+
+# Tokens whose logits exist at a time: 31 MB a tensor at BERT's vocabulary, about what the last-level cache holds.
+CHUNK_TOKENS = 256
+
+Head = Callable[[Tensor], Tensor]
+
+
+def load_language_model(
+    checkpoint: str, task: LanguageTask, *, dropout: float = 0.0, new_heads: bool = False
+) -> PreTrainedModel:
+    """Load a checkpoint as BertForPreTraining or DistilBertForMaskedLM; `new_heads` may start at random.
+
+    BERT keeps its pooler also where next sentences are not guessed: then pooler and next-sentence head are frozen.
+
+    Raises:
+        CheckpointError: an architecture the engine cannot run, a window longer than the model's positions, next
+            sentences with DistilBERT, a missing head without `new_heads`.
+    """
+    config = load_config(checkpoint)
+    if task.window > config.max_position_embeddings:
+        raise CheckpointError(
+            f"task.window is {task.window}; checkpoint {checkpoint!r} has {config.max_position_embeddings} positions"
+        )
+    bert = config.model_type == "bert"
+    if task.next_sentence and not bert:
+        raise CheckpointError(f"checkpoint {checkpoint!r} is a {config.model_type}: next_sentence is for bert alone")
+    published = set_dropout(config, dropout)
+    kind: Any = BertForPreTraining if bert else DistilBertForMaskedLM
+    model, report = kind.from_pretrained(
+        resolve(checkpoint),
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=attention_kernel(),
+        output_loading_info=True,
+    )
+    # The result is a model for others to train on: its configuration keeps the rates that it came with.
+    model.config.update(published)
+    needed = ("cls.", "bert.pooler") if task.next_sentence else ("cls.predictions.", "vocab_")
+    missing = sorted(key for key in report["missing_keys"] if key.startswith(needed))
+    if missing and not new_heads:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r} lacks {', '.join(missing[:4])}: its language model's head must be trained "
+            "first; give the recipe a [teacher] stage"
+        )
+    if bert and not task.next_sentence:
+        for part in ("bert.pooler", "cls.seq_relationship"):
+            model.get_submodule(part).requires_grad_(False)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def language_matrices(model: PreTrainedModel, task: LanguageTask) -> dict[str, nn.Linear]:
+    """Return what is pruned: the encoder matrices, and the pooler where next sentences train it.
+
+    As the authors' code prunes (every linear layer but the heads); transfer then trains the pooler freely again.
+    """
+    matrices = encoder_matrices(model)
+    if task.next_sentence:
+        pooler = model.base_model.get_submodule("pooler.dense")
+        assert isinstance(pooler, nn.Linear)
+        matrices["pooler"] = pooler
+    return matrices
+
+
+def token_head(model: PreTrainedModel) -> nn.Sequential:
+    """Return the modules from hidden states [..., H] to token logits [..., V]."""
+    if model.config.model_type == "bert":
+        return nn.Sequential(model.get_submodule("cls.predictions"))
+    names = ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector")
+    return nn.Sequential(*(model.get_submodule(name) for name in names))
+
+
+class Body(nn.Module):
+    """A language model that ends below its heads; all its parameters are registered, so wrappers see them all."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Wrap a model that `load_language_model` returned."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, hidden_states: bool = False) -> Any:
+        """Return transformers' output: last_hidden_state [B, T, H], for BERT pooler_output [B, H]."""
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.attended}
+        if getattr(self.model.config, "type_vocab_size", 0):
+            inputs["token_type_ids"] = batch.types
+        return self.model.base_model(**inputs, output_hidden_states=hidden_states)
+
+
+@dataclass(frozen=True)
+class LanguageLoss:
+    """task * (MLM + NSP cross-entropy) + teacher * (T^2 KL of both) + hidden * distance of hidden states.
+
+    MLM cross-entropy is the mean over masked tokens; its divergence the mean over tokens that are not padding, or over
+    masked ones (`masked_only`): Prune Once for All (arXiv 2111.05754), section 3, with 0.5, 0.5, T = 2. Both of next
+    sentences are means over windows. Without a teacher the loss is the cross-entropy alone. `model` is the student,
+    whose heads are used; see `hidden_distance` for the last term.
+    """
+
+    model: PreTrainedModel
+    next_sentence: bool
+    distillation: Distillation | None = None
+    teacher: PreTrainedModel | None = None
+
+    def without_teacher(self) -> "LanguageLoss":
+        """Return the cross-entropy alone."""
+        return LanguageLoss(self.model, self.next_sentence)
+
+    def __call__(self, body: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a batch and its parts; `body` is the student's Body, perhaps wrapped."""
+        weights = self.distillation or Distillation(task=1.0, teacher=0.0)
+        teacher = self.teacher if self.distillation else None
+        output = body(batch, hidden_states=weights.hidden > 0)
+        with torch.no_grad():
+            taught = Body(teacher)(batch, hidden_states=weights.hidden > 0) if teacher else None
+        total, task, divergence = self._tokens(output, taught, batch, weights)
+        if self.next_sentence:
+            logits = self.model.get_submodule("cls.seq_relationship")(output.pooler_output).float()
+            pairs = functional.cross_entropy(logits, batch.targets[:, 0])
+            total, task = total + weights.task * pairs, task + pairs.item()
+            if teacher and taught is not None:
+                with torch.no_grad():
+                    expected = teacher.get_submodule("cls.seq_relationship")(taught.pooler_output).float()
+                apart = divergence_sum(logits, expected, weights.temperature) / len(logits)
+                total, divergence = total + weights.teacher * apart, divergence + apart.item()
+        figures = {"task_loss": task, "teacher_loss": divergence}
+        if weights.hidden and taught is not None:
+            distance = hidden_distance(output.hidden_states, taught.hidden_states, batch.attended)
+            total = total + weights.hidden * distance
+            figures["hidden_loss"] = distance.item()
+        return total, {"loss": total.item(), **(figures if teacher else {"task_loss": task})}
+
+    def _tokens(self, output: Any, taught: Any, batch: Batch, weights: Distillation) -> tuple[Tensor, float, float]:
+        targets = token_targets(batch)
+        masked = targets != IGNORED
+        compared = masked if taught is None or weights.masked_only else batch.attended.bool()
+        states = output.last_hidden_state[compared]
+        expected = (states if taught is None else taught.last_hidden_state[compared]).detach()
+        head, given = token_head(self.model), targets[compared]
+        teacher_head = token_head(self.teacher) if taught is not None and self.teacher else None
+        parts = [torch.zeros(2, device=states.device)]
+        share = torch.tensor([1 / max(1, int(masked.sum())), 1 / max(1, len(states))], device=states.device)
+
+        def loss_of(chunk: slice, states: Tensor) -> Tensor:
+            logits = head(states).float()
+            labelled = given[chunk] != IGNORED
+            sums = [functional.cross_entropy(logits[labelled], given[chunk][labelled], reduction="sum")]
+            if teacher_head is None:
+                sums.append(torch.zeros_like(sums[0]))
+            else:
+                with torch.no_grad():
+                    wanted = teacher_head(expected[chunk]).float()
+                sums.append(divergence_sum(logits, wanted, weights.temperature))
+            means = torch.stack(sums) * share
+            parts.append(means.detach())
+            return weights.task * means[0] + weights.teacher * means[1]
+
+        total = chunked_loss(loss_of, states, [p for p in head.parameters() if p.requires_grad], CHUNK_TOKENS)
+        task, divergence = torch.stack(parts).sum(dim=0).tolist()
+        return total, task, divergence
+
+
+def token_targets(batch: Batch) -> Tensor:
+    """Return the targets [B, T] of masked tokens alone: the place of [CLS] holds the next-sentence label."""
+    targets = batch.targets.clone()
+    targets[:, 0] = IGNORED
+    return targets
+
+
+def divergence_sum(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), summed over the rows of [N, V]."""
+    wanted = functional.log_softmax(teacher / temperature, dim=-1)
+    found = functional.log_softmax(student / temperature, dim=-1)
+    return functional.kl_div(found, wanted, reduction="sum", log_target=True) * temperature**2
+
+
+def hidden_distance(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], attended: Tensor) -> Tensor:
+    """Mean squared distance of hidden states, each scaled to length 1: Patient Knowledge Distillation
+    (arXiv 1908.09355, section 3.2), over all tokens that are not padding and all layers of the student.
+
+    `student`, `teacher`: [B, T, H] of the embeddings, then of each layer. Layer i of the student's S is compared with
+    layer i * L / S of the teacher's L, rounded: the last with the last. Raises CheckpointError for another H.
+    """
+    if student[0].shape[-1] != teacher[0].shape[-1]:
+        raise CheckpointError(
+            f"the student is {student[0].shape[-1]} wide, its teacher {teacher[0].shape[-1]}: hidden states of another "
+            "width cannot be compared; set distillation.hidden = 0"
+        )
+    layers, depth = len(student) - 1, len(teacher) - 1
+    real = attended.bool()
+    distances = [
+        (functional.normalize(student[i][real], dim=-1) - functional.normalize(teacher[at][real], dim=-1)).square()
+        for i, at in ((i, round(i * depth / layers)) for i in range(1, layers + 1))
+    ]
+    return torch.stack([distance.sum(dim=-1).mean() for distance in distances]).mean()
+
+
+def chunked_loss(
+    loss_of: Callable[[slice, Tensor], Tensor], states: Tensor, parameters: list[nn.Parameter], size: int
+) -> Tensor:
+    """Return the sum of `loss_of(slice, states[slice])` over slices of `size` rows of `states` [N, H].
+
+    The gradients of `states` and `parameters` are computed slice by slice in the forward pass, so what a slice needs
+    in between is freed before the next one, and nothing is computed twice.
+    """
+    result: Tensor = _ChunkedLoss.apply(loss_of, size, states, *parameters)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss_of: Any, size: int, states: Tensor, *parameters: Tensor) -> Tensor:
+        leaf = states.detach().requires_grad_()
+        gradients = [torch.zeros_like(tensor) for tensor in (states, *parameters)]
+        total = torch.zeros((), device=states.device)
+        for start in range(0, len(states), size):
+            chunk = slice(start, start + size)
+            with torch.enable_grad():
+                part = leaf[chunk]
+                loss = loss_of(chunk, part)
+                found = torch.autograd.grad(loss, (part, *parameters), allow_unused=True)
+            total += loss.detach()
+            for into, gradient in zip([gradients[0][chunk], *gradients[1:]], found, strict=True):
+                if gradient is not None:
+                    into += gradient
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(gradient * slope for gradient in ctx.saved_tensors))
+
+
+@torch.no_grad()
+def judge(
+    model: PreTrainedModel, windows: MaskedWindows, task: LanguageTask, *, name: str, batch_size: int = 32
+) -> dict[str, float]:
+    """Return loss, perplexity exp(loss) and accuracy on masked tokens, and next-sentence accuracy where it is trained.
+
+    The masks are those of epoch 0, so two models are asked the same.
+    """
+    model.train(False)
+    head = token_head(model)
+    loss, right, tokens, pairs = 0.0, 0, 0, 0
+    for numbers in tqdm(plan_evaluation(windows.lengths.tolist(), batch_size), desc=name, mininterval=1.0):
+        batch = collate([windows[number] for number in numbers], model.device)
+        output = Body(model)(batch)
+        targets = token_targets(batch)
+        masked = targets != IGNORED
+        hidden = output.last_hidden_state[masked]
+        chunks = zip(torch.split(hidden, CHUNK_TOKENS), torch.split(targets[masked], CHUNK_TOKENS), strict=True)
+        for states, wanted in chunks:
+            logits = head(states)
+            loss += functional.cross_entropy(logits, wanted, reduction="sum").item()
+            right += int((logits.argmax(dim=-1) == wanted).sum())
+        tokens += int(masked.sum())
+        if task.next_sentence:
+            guesses = model.get_submodule("cls.seq_relationship")(output.pooler_output).argmax(dim=-1)
+            pairs += int((guesses == batch.targets[:, 0]).sum())
+    scores = {"loss": loss / tokens, "perplexity": math.exp(min(loss / tokens, 700.0)), "accuracy": right / tokens}
+    return scores | ({"next_sentence_accuracy": pairs / len(windows)} if task.next_sentence else {})

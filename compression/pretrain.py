@@ -1,0 +1,181 @@
+"""A language recipe stage by stage: prepare the teacher on plain text, prune a copy while it distils from it.
+
+The result, `pruned` in the run folder, is an ordinary transformers checkpoint with its masks beside it.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from compression import prune
+from compression.batches import FreshPlan, count_steps
+from compression.card import language_card
+from compression.checkpoint import encoder_matrices, load_config, load_tokenizer
+from compression.language import LanguageLoss, judge, language_matrices, load_language_model
+from compression.layers import check_layers, keep_layers
+from compression.masking import MaskedWindows, cut_segments
+from compression.pattern import load_masks
+from compression.patterns import check_pattern
+from compression.plots import draw_run
+from compression.recipe import Distillation, LanguageRecipe, Training
+from compression.run import check_same_vocabulary, keep_stage, open_folder
+from compression.text import load_corpus, split_documents
+from compression.train import Stage, append_metrics, read_metrics, seed_everything, train
+
+# A check tokenizes this many: seconds, where a whole corpus takes minutes.
+CHECKED_DOCUMENTS = 1000
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """A language recipe with its text tokenized, split and cut into windows."""
+
+    recipe: LanguageRecipe
+    folder: Path
+    tokenizer: Tokenizer
+    train_windows: MaskedWindows
+    windows: MaskedWindows
+
+
+def prepare(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) -> PreparedText:
+    """Check everything that can be checked before hours of work, open the run folder and tokenize into it.
+
+    Raises:
+        RecipeError: the folder holds a run of another recipe. DataError, CheckpointError: see their modules.
+    """
+    student = load_config(recipe.checkpoint)
+    check_pattern(recipe.prune.pattern, student)
+    check_layers(recipe.prune.keep_layers, student)
+    teacher = recipe.teacher.checkpoint if recipe.teacher else ""
+    trained = bool(recipe.teacher and recipe.teacher.trains)
+    load_language_model(recipe.checkpoint, recipe.task, new_heads=trained and not teacher)
+    tokenizer = load_tokenizer(recipe.checkpoint)
+    if teacher:
+        load_language_model(teacher, recipe.task, new_heads=trained)
+        check_same_vocabulary(tokenizer, teacher)
+    open_folder(folder, recipe_text)
+    text = recipe.text
+    corpus = load_corpus([data / file for file in text.files], tokenizer, folder / "text", text.documents)
+    windows = []
+    for number, documents in enumerate(split_documents(corpus.documents, text.validation, recipe.seed)):
+        seed = recipe.seed + number
+        segments = cut_segments(corpus, documents, recipe.task, text.short, tokenizer, seed)
+        if number and text.validation_windows:
+            segments = segments[: text.validation_windows]
+        windows.append(MaskedWindows(corpus, segments, tokenizer, recipe.task.masked, seed))
+    return PreparedText(recipe, folder, tokenizer, *windows)
+
+
+def describe(recipe: LanguageRecipe, recipe_text: str, data: Path, scratch: Path) -> str:
+    """Check a recipe on the first documents of its text and say what would be trained."""
+    few = min(recipe.text.documents or CHECKED_DOCUMENTS, CHECKED_DOCUMENTS)
+    run = prepare(replace(recipe, text=replace(recipe.text, documents=few)), recipe_text, data, scratch)
+    windows = run.train_windows
+    lines = [
+        f"{recipe.name}: {recipe.task.name} from {recipe.checkpoint}",
+        f"in the first {windows.corpus.documents:,} documents: {len(windows.corpus.tokens):,} tokens, "
+        f"{len(windows):,} windows to train on, {len(run.windows):,} held out",
+    ]
+    for name, training in recipe.stages():
+        size = f"{training.steps:,} steps" if training.steps else f"{training.epochs:g} epochs"
+        lines.append(f"{name:<10} {size} of {training.batch_size} windows")
+    return "\n".join(lines)
+
+
+def run_recipe(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) -> str:
+    """Run every stage that is not done yet; return a line on the result."""
+    run = prepare(recipe, recipe_text, data, folder)
+    teacher = fit_teacher(run)
+    pruned = fit_pruned(run, teacher)
+    dense, sparse = scores_of(run, teacher, "teacher"), scores_of(run, str(pruned), "pruned")
+    masks = load_masks(pruned)
+    card = language_card(recipe, recipe_text, prune.mask_sparsity(masks), dense, sparse)
+    (pruned / "README.md.tmp").write_text(card, encoding="utf-8")
+    (pruned / "README.md.tmp").replace(pruned / "README.md")
+    return (
+        f"{pruned}: perplexity on {len(run.windows):,} held-out windows: dense {dense['perplexity']:.2f}, "
+        f"sparse {sparse['perplexity']:.2f}; accuracy {dense['accuracy']:.4f}, {sparse['accuracy']:.4f}"
+    )
+
+
+def fit_teacher(run: PreparedText) -> str:
+    """Train the dense language model on the text where the recipe asks for it; return the teacher's checkpoint."""
+    settings = run.recipe.teacher
+    source = settings.checkpoint if settings and settings.checkpoint else run.recipe.checkpoint
+    target = run.folder / "teacher"
+    if settings is None or not settings.trains:
+        scores_of(run, source, "teacher")
+        return source
+    if not target.is_dir():
+        seed_everything(run.recipe.seed)  # a head that the checkpoint lacks starts at random
+        model = load_language_model(source, run.recipe.task, dropout=settings.dropout, new_heads=True)
+        _train(run, model, "teacher", settings, seed=0)
+        _finish(run, model, "teacher", {})
+    return str(target)
+
+
+def fit_pruned(run: PreparedText, teacher: str) -> Path:
+    """Prune the student gradually while it distils from the teacher; return its checkpoint folder.
+
+    The student starts as a copy of the teacher, unless the recipe names a checkpoint for each.
+    """
+    recipe, target = run.recipe, run.folder / "pruned"
+    training = recipe.prune.training
+    if not target.is_dir():
+        source = recipe.checkpoint if recipe.teacher and recipe.teacher.checkpoint else teacher
+        model = load_language_model(source, recipe.task, dropout=training.dropout)
+        if recipe.prune.keep_layers:
+            keep_layers(model, recipe.prune.keep_layers)
+        masks = _train(run, model, "prune", training, seed=1, teacher=load_language_model(teacher, recipe.task))
+        _finish(run, model, "pruned", masks)
+        draw_run(run.folder, prune.sparsity(encoder_matrices(model)))
+    return target
+
+
+def scores_of(run: PreparedText, checkpoint: str, stage: str) -> dict[str, float]:
+    """Judge a checkpoint on the held-out windows; kept in metrics.jsonl under `stage` and not computed twice."""
+    for line in read_metrics(run.folder):
+        if line["stage"] == stage and "quick" in line:
+            return dict(line["quick"])
+    scores = judge(load_language_model(checkpoint, run.recipe.task), run.windows, run.recipe.task, name=stage)
+    append_metrics(run.folder, {"stage": stage, "quick": scores})
+    return scores
+
+
+def _train(
+    run: PreparedText,
+    model: PreTrainedModel,
+    name: str,
+    training: Training,
+    *,
+    seed: int,
+    teacher: PreTrainedModel | None = None,
+) -> prune.Masks:
+    windows = replace(run.train_windows, seed=run.recipe.seed + seed)  # no stage sees the masks of another
+    distillation: Distillation | None = None
+    if teacher is not None:
+        distillation = run.recipe.prune.distillation
+        teacher.train(False).requires_grad_(False)
+    steps = count_steps(len(windows), training.batch_size, training.epochs, training.steps)
+    stage = Stage(
+        name=name,
+        task=run.recipe.task.name,
+        training=training,
+        seed=run.recipe.seed + seed,
+        windows=windows,
+        matrices=language_matrices(model, run.recipe.task),
+        masks={},
+        schedule=run.recipe.prune if teacher is not None else None,
+        plan=FreshPlan(windows.lengths, training.batch_size, steps, run.recipe.seed + seed),
+        language_loss=LanguageLoss(model, run.recipe.task.next_sentence, distillation, teacher),
+    )
+    return train(model, stage, run.folder)
+
+
+def _finish(run: PreparedText, model: PreTrainedModel, name: str, masks: prune.Masks) -> None:
+    def look() -> dict[str, float]:
+        return judge(model, run.windows, run.recipe.task, name=f"{name} check")
+
+    keep_stage(run.folder, name, model, run.tokenizer, masks, look)
