@@ -1,7 +1,9 @@
 """Where a model comes from: a local folder, an installed package or the hub, as an ordinary transformers model."""
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -12,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from compression.encode import prepare_tokenizer
 from compression.examples import tags_of
 from compression.recipe import Task
+from compression.state_names import StateNamesError, clean_names, read_state
 
 # Artifact names (docs/artifact.md) of the six matrices of a layer -> attribute paths in transformers.
 _BERT_MATRICES = {
@@ -131,22 +134,45 @@ def attention_kernel() -> str:
 def load_finetuned(checkpoint: str, task: str) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a checkpoint that was fine-tuned for `task`, and the names of its outputs from its own configuration.
 
+    Names that training wrappers leave behind are understood, see `state_names`.
+
     Raises:
-        CheckpointError: an architecture the engine cannot run, an unknown task, or no head for the task.
+        CheckpointError: an architecture the engine cannot run, an unknown task, no head for the task, integer weights.
     """
     config = load_config(checkpoint)
     if task not in _CLASSES:
         raise CheckpointError(f"task {task!r} is unknown; known are {', '.join(_CLASSES)}")
-    model, report = _CLASSES[task].from_pretrained(
-        resolve(checkpoint), config=config, dtype=torch.float32, output_loading_info=True
-    )
-    missing = sorted(key for key in report["missing_keys"] if "position_ids" not in key)
+    options: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    model, report = _CLASSES[task].from_pretrained(resolve(checkpoint), **options)
+    if _missing(report):
+        state = _renamed_state(checkpoint)
+        if state is not None:
+            model, report = type(model).from_pretrained(None, state_dict=state, **options)
+    missing = _missing(report)
     if missing:
+        made_for = ", ".join(config.architectures or ("no architecture it names",))
         raise CheckpointError(
-            f"checkpoint {checkpoint!r} is not fine-tuned for {task}: it lacks {', '.join(missing[:4])}"
+            f"checkpoint {checkpoint!r} is not fine-tuned for {task}: it lacks {', '.join(missing[:4])}; it was saved "
+            f"as {made_for}. A language model must be fine-tuned first, see docs/compression.md"
         )
     outputs = tuple(str(name) for _, name in sorted((config.id2label or {}).items()))
     return model, ("start", "end") if task == "question-answering" else outputs
+
+
+def _missing(report: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in report["missing_keys"] if "position_ids" not in key)
+
+
+def _renamed_state(checkpoint: str) -> dict[str, torch.Tensor] | None:
+    """Read the weights of a local checkpoint by their plain names; None where the names are plain already."""
+    state = read_state(Path(resolve(checkpoint)))
+    if state is None:
+        return None
+    try:
+        plain, _ = clean_names(state)
+    except StateNamesError as error:
+        raise CheckpointError(f"checkpoint {checkpoint!r}: {error}") from error
+    return plain if set(plain) != set(state) else None
 
 
 def model_labels(task: Task) -> tuple[str, ...]:

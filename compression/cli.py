@@ -2,9 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from compression.convert import Conversion
 
 app = typer.Typer(
     name="sparselane-compress",
@@ -14,27 +17,36 @@ app = typer.Typer(
 )
 
 # What the extra brings; the command itself is installed with the service.
-_TRAINER = ("torch", "transformers", "accelerate", "sklearn", "seqeval", "matplotlib", "tqdm")
+_TRAINER = ("torch", "transformers", "accelerate", "sklearn", "seqeval", "matplotlib", "psutil", "tqdm")
 
 _Data = Annotated[Path, typer.Option("--data", help="Folder that the recipe's data files lie in.")]
 _Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 = what the machine's quota allows.")]
 
 
-@app.command()
-def check(recipe: Annotated[Path, typer.Argument(help="Recipe (TOML).")], data: _Data = Path()) -> None:
-    """Check a recipe, its data and its checkpoint without training."""
-    from compression.read_recipe import load_recipe
-    from compression.recipe import LanguageRecipe
+_Recipe = Annotated[Path, typer.Argument(help="Recipe (TOML).")]
+_RunFolder = Annotated[
+    Path | None, typer.Option("--run-folder", help="Default: runs/NAME. A stopped run goes on where it was.")
+]
 
+
+@app.command()
+def check(recipe: _Recipe, data: _Data = Path(), run_folder: _RunFolder = None, threads: _Threads = 0) -> None:
+    """Check a recipe, its data and its checkpoint; say what would be trained, how long, in how much memory and disk."""
+    _dry_run(recipe, data, run_folder, threads)
+
+
+def _dry_run(recipe: Path, data: Path, run_folder: Path | None, threads: int) -> None:
     with _clear_errors():
+        from dataclasses import replace
         from tempfile import TemporaryDirectory
 
         from compression import pretrain
-        from compression.batches import count_steps
-        from compression.prune import mask_sparsity
+        from compression.plan import describe
+        from compression.read_recipe import load_recipe
+        from compression.recipe import LanguageRecipe
         from compression.run import prepare
 
-        _quiet_loading()
+        _quiet(threads)
         loaded = load_recipe(recipe)
         text = recipe.read_text(encoding="utf-8")
         with TemporaryDirectory() as scratch:
@@ -42,59 +54,77 @@ def check(recipe: Annotated[Path, typer.Argument(help="Recipe (TOML).")], data: 
                 typer.echo(pretrain.describe(loaded, text, data, Path(scratch)))
                 return
             run = prepare(loaded, text, data, Path(scratch))
-    lengths = [len(window.ids) for window in run.train_windows]
-    typer.echo(f"{loaded.name}: {loaded.task.name} from {loaded.checkpoint}")
-    if run.pattern:
-        typer.echo(f"locked     {100 * mask_sparsity(run.locked):>9.1f} % of the encoder's weights, by {run.pattern}")
-    typer.echo(f"training   {len(lengths):>9,} windows, {sum(lengths):,} tokens")
-    typer.echo(f"validation {len(run.windows):>9,} windows of {len(run.examples):,} examples")
-    for split, (examples, windows) in run.more.items():
-        typer.echo(f"{split:<10} {len(windows):>9,} windows of {len(examples):,} examples")
-    for name, training in loaded.stages():
-        steps = count_steps(len(lengths), training.batch_size, training.epochs, training.steps)
-        epochs = training.epochs or steps * training.batch_size / len(lengths)
-        typer.echo(f"{name:<10} {steps:>9,} steps of {training.batch_size} windows ({epochs:.3g} epochs)")
+        for line in describe(replace(run, folder=run_folder or Path("runs") / loaded.name)):
+            typer.echo(line)
+
+
+def _quiet(threads: int) -> int:
+    """Set torch's threads, and keep transformers' own bars from burying ours; return the threads of this process."""
+    import os
+
+    import torch
+    from transformers.utils import logging
+
+    import engine
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # Processes that a launcher started on this machine share its cores.
+    threads = threads or max(1, engine.threads_from_quota() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    return threads
 
 
 @app.command(name="run")
 def run_recipe(
-    recipe: Annotated[Path, typer.Argument(help="Recipe (TOML).")],
+    recipe: _Recipe,
     data: _Data = Path(),
-    run_folder: Annotated[
-        Path | None, typer.Option("--run-folder", help="Default: runs/NAME. A stopped run goes on.")
-    ] = None,
+    run_folder: _RunFolder = None,
     threads: _Threads = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, as `check` does.")] = False,
 ) -> None:
     """Train what a recipe says: to an artifact, or to a sparse language model; call again after a stop to go on."""
+    if dry_run:
+        _dry_run(recipe, data, run_folder, threads)
+        return
     with _clear_errors():
-        import torch
-
         import engine
-        from compression import pretrain
+        from compression import pretrain, processes
         from compression import run as stages
+        from compression.plan import check_disk
         from compression.publish import publish
         from compression.read_recipe import load_recipe
         from compression.recipe import LanguageRecipe
 
-        _quiet_loading()
-        threads = threads or engine.threads_from_quota()
-        torch.set_num_threads(threads)
+        threads = _quiet(threads)
+        if processes.launched_alone():
+            typer.echo(
+                "warning: accelerate launch --cpu starts one process only; for several on CPUs leave --cpu out: "
+                "accelerate launch --multi_gpu --num_processes N",
+                err=True,
+            )
         loaded = load_recipe(recipe)
         folder = run_folder or Path("runs") / loaded.name
         text = recipe.read_text(encoding="utf-8")
         if isinstance(loaded, LanguageRecipe):
-            typer.echo(pretrain.run_recipe(loaded, text, data, folder))
+            result = pretrain.run_recipe(loaded, text, data, folder)
+            processes.end()
+            if result:
+                typer.echo(result)
             return
         prepared = stages.prepare(loaded, text, data, folder)
+        check_disk(prepared)
         teacher = stages.fit_teacher(prepared)
         pruned = stages.fit_sparse(prepared, teacher)
         stages.fit_quantized(prepared, teacher, pruned)
         artifact = publish(prepared, threads)
         quality = engine.read_manifest(artifact).raw["quality"]
-    typer.echo(
-        f"{artifact}: {quality['metric']} on {quality['dataset']} {quality['split']}: dense {quality['dense']}, "
-        f"sparse {quality['sparse']}, artifact {quality['quantized']}"
-    )
+        processes.end()
+    if processes.state().is_main_process:
+        typer.echo(
+            f"{artifact}: {quality['metric']} on {quality['dataset']} {quality['split']}: dense {quality['dense']}, "
+            f"sparse {quality['sparse']}, artifact {quality['quantized']}"
+        )
 
 
 @app.command()
@@ -113,35 +143,72 @@ def export(
     ] = "",
     window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 384,
     stride: Annotated[int, typer.Option("--stride", help="Tokens that neighbouring windows share.")] = 128,
+    attention: Annotated[str, typer.Option("--attention", help="Its arithmetic: int8, or float32 (slower).")] = "int8",
+    data: Annotated[
+        str, typer.Option("--data", help="Examples to judge both on, as `evaluate` takes them; default: none.")
+    ] = "",
+    require_sparsity: Annotated[
+        float, typer.Option("--require-sparsity", min=0, max=1, help="Refuse a checkpoint with a lower share of zeros.")
+    ] = 0.0,
+    threads: _Threads = 0,
 ) -> None:
-    """Export a fine-tuned checkpoint as it is: exact zeros become the pattern, the rest is rounded to int8."""
+    """Export a fine-tuned checkpoint as it is: zeros become the pattern, the rest is rounded to int8; then verify."""
     with _clear_errors():
-        from compression.checkpoint import load_finetuned, load_tokenizer
-        from compression.export import Origin, export_model
+        import engine
+        from compression.checkpoint import load_finetuned
+        from compression.convert import Checks, Source, convert, with_window
         from compression.recipe import Task
         from compression.recipe_rules import check_task
 
+        threads = _quiet(threads)
         model, outputs = load_finetuned(checkpoint, task)
-        window = min(window, model.config.max_position_embeddings)
-        settings = Task(
+        asked = Task(
             name=task,
             window=window,
-            stride=min(stride, window // 3),
+            stride=stride,
             pairs=pairs,
             multi_label=task == "text-classification" and model.config.problem_type == "multi_label_classification",
             no_answer=no_answer,
         )
+        settings = with_window(asked, model.config.max_position_embeddings)
         check_task(settings, labels=False)
-        origin = Origin(name or out.name, provenance={"base_checkpoint": checkpoint})
-        export_model(model, load_tokenizer(checkpoint).to_str(), settings, outputs, origin, out)
-        import engine
-
+        source = Source(checkpoint, model, settings, outputs)
+        checks = Checks(data, require_sparsity, threads)
+        result = convert(source, out, name or out.name, attention=attention, checks=checks)
         manifest = engine.read_manifest(out)
+    _show_conversion(checkpoint, result)
     size = manifest.raw["size"]
     typer.echo(
         f"{out}: {100 * manifest.raw['sparsity']['overall']:.1f} % zeros, {size['total_bytes']:,} bytes, "
         f"encoder {size['ratio_encoder']:.1f} times smaller than dense float32"
     )
+
+
+def _show_conversion(checkpoint: str, result: "Conversion") -> None:
+    """Print what was found in a checkpoint and how the artifact compares."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from compression.detect import overall_pattern, overall_sparsity, summary
+
+    overall = f"{100 * overall_sparsity(result.found):.2f} % zeros, {overall_pattern(result.found)}"
+    table = Table("matrices", "count", "zeros, lowest", "highest", "pattern", title=f"{checkpoint}: {overall}")
+    for kind, count, lowest, highest, patterns in summary(result.found):
+        table.add_row(kind, str(count), f"{100 * lowest:.2f} %", f"{100 * highest:.2f} %", patterns)
+    Console().print(table)
+    checked = result.verification
+    for name, other in (("torch in int8", checked.int8), ("the checkpoint in float32", checked.float32)):
+        typer.echo(
+            f"beside {name}, {checked.inputs} inputs: {100 * other.agreement:.2f} % equal decisions, largest "
+            f"difference {other.largest:.3g}, relative root mean square {other.relative:.3g}"
+        )
+    if result.quality:
+        quality = result.quality
+        before = quality.get("dense", quality.get("sparse"))
+        typer.echo(
+            f"{quality['metric']} on {quality['examples']:,} examples of {quality['dataset']}: "
+            f"checkpoint {before}, artifact {quality['quantized']}"
+        )
 
 
 @app.command()
@@ -177,14 +244,6 @@ def evaluate(
     )
 
 
-def _quiet_loading() -> None:
-    from transformers.utils import logging
-
-    # Our own bars show the training; those for loading and saving weights would bury them.
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
 class _clear_errors:  # noqa: N801, reads as a statement
     """Print the errors a user can mend as one line and exit with 2; let all others show their trace."""
 
@@ -202,9 +261,10 @@ class _clear_errors:  # noqa: N801, reads as a statement
         import engine
         from compression.checkpoint import CheckpointError
         from compression.data import DataError
+        from compression.failures import InterruptedTrainingError, TrainingError
         from compression.recipe import RecipeError
-        from compression.train import TrainingError
 
         if isinstance(error, (RecipeError, DataError, CheckpointError, TrainingError, engine.ArtifactError)):
             typer.echo(f"error: {error}", err=True)
-            sys.exit(2)
+            # 128 + the signal's number is what a shell reports of a command that a signal ended.
+            sys.exit(128 + error.number if isinstance(error, InterruptedTrainingError) else 2)

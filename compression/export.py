@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import engine
+from compression import detect
 from compression.card import model_card
 from compression.checkpoint import CheckpointError, embedding_tables, encoder_layers, encoder_matrices
 from compression.decode import Floats
 from compression.encode import Window
 from compression.evaluate import Predict
 from compression.examples import tags_of
+from compression.files import writing
 from compression.pack import quantize_embedding, write_artifact
 from compression.recipe import Task
 
@@ -35,12 +37,25 @@ class Origin:
 
 
 def export_model(
-    model: PreTrainedModel, tokenizer_json: str, task: Task, outputs: Sequence[str], origin: Origin, folder: Path
+    model: PreTrainedModel,
+    tokenizer_json: str,
+    task: Task,
+    outputs: Sequence[str],
+    origin: Origin,
+    folder: Path,
+    *,
+    attention: str = "int8",
 ) -> None:
     """Write `model` as an artifact into `folder`; `outputs` names the rows of its head.
 
+    `attention` is the arithmetic of its products, "int8" or "float32".
+
     Encoder matrices and embeddings are rounded to int8 as `compression.quantize` does in training; exact zeros are the
-    pruned weights. Raises what `write_artifact` raises.
+    pruned weights.
+
+    Raises:
+        CheckpointError: `folder` exists and is no artifact. TrainingError: the disk is full. ValueError and
+        engine.ArtifactError as `write_artifact`.
     """
     model.train(False)
     manifest = {
@@ -57,19 +72,30 @@ def export_model(
             "multi_label": task.multi_label,
             "no_answer_threshold": task.no_answer_threshold if task.no_answer else None,
         },
+        "sparsity": {"pattern": detect.overall_pattern(detect.find_patterns(encoder_matrices(model)))},
         "quality": _quality(origin.quality),
         "provenance": {**_empty_provenance(), **origin.provenance},
         "golden": list(origin.golden),
     }
     matrices = {name: (_array(matrix.weight), _array(matrix.bias)) for name, matrix in encoder_matrices(model).items()}
-    write_artifact(
-        folder,
-        manifest=manifest,
-        matrices=matrices,
-        tensors=_tensors(model, task),
-        tokenizer_json=tokenizer_json,
-        model_card=model_card,
-    )
+    tensors = _tensors(model, task)
+    check_target(folder)
+    with writing(folder, temporary=False):
+        write_artifact(
+            folder,
+            manifest=manifest,
+            matrices=matrices,
+            tensors=tensors,
+            tokenizer_json=tokenizer_json,
+            model_card=model_card,
+            attention=attention,
+        )
+
+
+def check_target(folder: Path) -> None:
+    """Refuse to replace a folder that is no artifact. Raises CheckpointError."""
+    if folder.exists() and not (folder / "manifest.json").is_file():
+        raise CheckpointError(f"{folder} exists and is not an artifact: remove it, or write elsewhere")
 
 
 def engine_predictor(model: engine.Model) -> Predict:

@@ -5,9 +5,9 @@ tokens they would take 4 GB, and training holds several such tensors.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -130,36 +130,57 @@ class LanguageLoss:
     next_sentence: bool
     distillation: Distillation | None = None
     teacher: PreTrainedModel | None = None
+    COUNTED: ClassVar[tuple[str, ...]] = ("masked", "compared", "attended", "windows")
+
+    @property
+    def compares_hidden(self) -> bool:
+        """Whether the distance of hidden states is a part of the loss."""
+        return self.teacher is not None and self.distillation is not None and self.distillation.hidden > 0
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """Over how much each part of the loss is a mean: masked tokens, compared tokens, all tokens, windows."""
+        masked, attended = int((token_targets(batch) != IGNORED).sum()), int(batch.attended.sum())
+        all_tokens = self.teacher is not None and self.distillation is not None and not self.distillation.masked_only
+        compared = attended if all_tokens else masked
+        return {"masked": masked, "compared": compared, "attended": attended, "windows": len(batch.ids)}
 
     def without_teacher(self) -> "LanguageLoss":
         """Return the cross-entropy alone."""
         return LanguageLoss(self.model, self.next_sentence)
 
-    def __call__(self, body: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of a batch and its parts; `body` is the student's Body, perhaps wrapped."""
+    def __call__(
+        self, body: nn.Module, batch: Batch, shares: Mapping[str, float] | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of a batch and its parts; `body` is the student's Body, perhaps wrapped.
+
+        For a part of a larger batch `shares` are its shares of that one's `counts`: the losses of the parts add up.
+        """
+        shares = shares or dict.fromkeys(self.COUNTED, 1.0)
         weights = self.distillation or Distillation(task=1.0, teacher=0.0)
         teacher = self.teacher if self.distillation else None
         output = body(batch, hidden_states=weights.hidden > 0)
         with torch.no_grad():
             taught = Body(teacher)(batch, hidden_states=weights.hidden > 0) if teacher else None
-        total, task, divergence = self._tokens(output, taught, batch, weights)
+        total, task, divergence = self._tokens(output, taught, batch, weights, shares)
         if self.next_sentence:
             logits = self.model.get_submodule("cls.seq_relationship")(output.pooler_output).float()
-            pairs = functional.cross_entropy(logits, batch.targets[:, 0])
+            pairs = functional.cross_entropy(logits, batch.targets[:, 0]) * shares["windows"]
             total, task = total + weights.task * pairs, task + pairs.item()
             if teacher and taught is not None:
                 with torch.no_grad():
                     expected = teacher.get_submodule("cls.seq_relationship")(taught.pooler_output).float()
-                apart = divergence_sum(logits, expected, weights.temperature) / len(logits)
+                apart = divergence_sum(logits, expected, weights.temperature) / len(logits) * shares["windows"]
                 total, divergence = total + weights.teacher * apart, divergence + apart.item()
         figures = {"task_loss": task, "teacher_loss": divergence}
         if weights.hidden and taught is not None:
-            distance = hidden_distance(output.hidden_states, taught.hidden_states, batch.attended)
+            distance = hidden_distance(output.hidden_states, taught.hidden_states, batch.attended) * shares["attended"]
             total = total + weights.hidden * distance
             figures["hidden_loss"] = distance.item()
         return total, {"loss": total.item(), **(figures if teacher else {"task_loss": task})}
 
-    def _tokens(self, output: Any, taught: Any, batch: Batch, weights: Distillation) -> tuple[Tensor, float, float]:
+    def _tokens(
+        self, output: Any, taught: Any, batch: Batch, weights: Distillation, shares: Mapping[str, float]
+    ) -> tuple[Tensor, float, float]:
         targets = token_targets(batch)
         masked = targets != IGNORED
         compared = masked if taught is None or weights.masked_only else batch.attended.bool()
@@ -168,7 +189,10 @@ class LanguageLoss:
         head, given = token_head(self.model), targets[compared]
         teacher_head = token_head(self.teacher) if taught is not None and self.teacher else None
         parts = [torch.zeros(2, device=states.device)]
-        share = torch.tensor([1 / max(1, int(masked.sum())), 1 / max(1, len(states))], device=states.device)
+        share = torch.tensor(
+            [shares["masked"] / max(1, int(masked.sum())), shares["compared"] / max(1, len(states))],
+            device=states.device,
+        )
 
         def loss_of(chunk: slice, states: Tensor) -> Tensor:
             logits = head(states).float()

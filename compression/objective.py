@@ -64,7 +64,11 @@ def task_loss(task: str, logits: Tensor, batch: Batch) -> Tensor:
         losses = [functional.cross_entropy(masked[..., side], batch.targets[:, side]) for side in (0, 1)]
         return (losses[0] + losses[1]) / 2
     if task == "token-classification":
-        return functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+        # Not reduction="mean": a part of a batch may hold no labelled token, and 0 / 0 would spoil the whole step.
+        total = functional.cross_entropy(
+            logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return total / (batch.targets != IGNORED).sum().clamp(min=1)
     if batch.targets.is_floating_point():
         return functional.binary_cross_entropy_with_logits(logits, batch.targets)
     return functional.cross_entropy(logits, batch.targets[:, 0])
@@ -95,3 +99,15 @@ def distillation_loss(task: str, student: Tensor, teacher: Tensor, batch: Batch,
         log_target=True,
     )
     return divergence * temperature**2
+
+
+COUNTED = ("task_loss", "teacher_loss")
+
+
+def counts(task: str, batch: Batch) -> dict[str, int]:
+    """Over how many examples or tokens each loss is a mean: what a part of a batch weighs in the whole.
+
+    `task_loss`: targets that are not IGNORED. `teacher_loss`: tokens that are not padding (NER), else examples.
+    """
+    taught = batch.attended.sum() if task == "token-classification" else len(batch.ids)
+    return {"task_loss": int((batch.targets != IGNORED).sum()), "teacher_loss": int(taught)}

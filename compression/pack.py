@@ -88,8 +88,8 @@ def write_artifact(
 ) -> engine.Manifest:
     """Write the artifact's four files and return the manifest as the engine reads it.
 
-    manifest: manifest.json without `format_version`, `quantization`, `matrices`, `sparsity`, `size` and `files`, which
-    are filled in here.
+    manifest: manifest.json without `format_version`, `quantization`, `matrices`, `size` and `files`, which are filled
+    in here; of `sparsity` it may hold the `pattern`.
     matrices: "encoder.{l}.{m}" -> float32 weight and bias, or int8 weight, scale and bias.
     attention: the arithmetic of its products, "int8" or "float32".
     tensors: all other tensors, by their names in the file. Nothing is left behind if anything fails.
@@ -107,7 +107,7 @@ def write_artifact(
     document |= copy.deepcopy(dict(manifest))
     packed, document["matrices"] = _pack_matrices(matrices)
     everything = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()} | packed
-    document["sparsity"] = _sparsity(document["matrices"])
+    document["sparsity"] = _sparsity(document["matrices"]) | document.get("sparsity", {})
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         _write_files(scratch, document, everything, tokenizer_json, model_card)

@@ -9,23 +9,25 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from compression import prune
+from compression import processes, prune
 from compression.batches import FreshPlan, count_steps
 from compression.card import language_card
-from compression.checkpoint import encoder_matrices, load_config, load_tokenizer
+from compression.checkpoint import load_config, load_tokenizer
+from compression.files import check_room, missing_bytes, write_text
 from compression.language import LanguageLoss, judge, language_matrices, load_language_model
 from compression.layers import check_layers, keep_layers
 from compression.masking import MaskedWindows, cut_segments
 from compression.pattern import load_masks
 from compression.patterns import check_pattern
-from compression.plots import draw_run
 from compression.recipe import Distillation, LanguageRecipe, Training
-from compression.run import check_same_vocabulary, keep_stage, open_folder
+from compression.run import Look, check_same_vocabulary, keep_stage, open_folder
 from compression.text import load_corpus, split_documents
 from compression.train import Stage, append_metrics, read_metrics, seed_everything, train
 
 # A check tokenizes this many: seconds, where a whole corpus takes minutes.
 CHECKED_DOCUMENTS = 1000
+# While a stage runs so many windows are judged, to see where it stands; all of them at its end.
+QUICK_WINDOWS = 500
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ def prepare(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) 
         check_same_vocabulary(tokenizer, teacher)
     open_folder(folder, recipe_text)
     text = recipe.text
-    corpus = load_corpus([data / file for file in text.files], tokenizer, folder / "text", text.documents)
+    files = [data / file for file in text.files]
+    processes.main_only(lambda: load_corpus(files, tokenizer, folder / "text", text.documents))
+    corpus = load_corpus(files, tokenizer, folder / "text", text.documents)
     windows = []
     for number, documents in enumerate(split_documents(corpus.documents, text.validation, recipe.seed)):
         seed = recipe.seed + number
@@ -85,15 +89,34 @@ def describe(recipe: LanguageRecipe, recipe_text: str, data: Path, scratch: Path
 
 
 def run_recipe(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) -> str:
-    """Run every stage that is not done yet; return a line on the result."""
+    """Run every stage that is not done yet; return a line on the result, empty in all processes but the main one.
+
+    Raises TrainingError as `train` does, and where the disk cannot hold the run.
+    """
     run = prepare(recipe, recipe_text, data, folder)
+    check_room(folder, disk_needed(run))
     teacher = fit_teacher(run)
     pruned = fit_pruned(run, teacher)
+    return processes.main_only(lambda: _document(run, recipe_text, teacher, pruned)) or ""
+
+
+def disk_needed(run: PreparedText) -> int:
+    """Return about how many bytes the run folder still has to grow by, its text being there.
+
+    A checkpoint a stage; the state of the running one, weights and two moments, twice: the new one is written beside
+    the old one.
+    """
+    weights = 4 * load_language_model(run.recipe.checkpoint, run.recipe.task, new_heads=True).num_parameters()
+    return missing_bytes(run.folder, (len(run.recipe.stages()) + 2 * 3) * weights)
+
+
+def _document(run: PreparedText, recipe_text: str, teacher: str, pruned: Path) -> str:
+    """Write the model card; return a line on the result."""
+    recipe = run.recipe
     dense, sparse = scores_of(run, teacher, "teacher"), scores_of(run, str(pruned), "pruned")
     masks = load_masks(pruned)
     card = language_card(recipe, recipe_text, prune.mask_sparsity(masks), dense, sparse)
-    (pruned / "README.md.tmp").write_text(card, encoding="utf-8")
-    (pruned / "README.md.tmp").replace(pruned / "README.md")
+    write_text(pruned / "README.md", card)
     return (
         f"{pruned}: perplexity on {len(run.windows):,} held-out windows: dense {dense['perplexity']:.2f}, "
         f"sparse {sparse['perplexity']:.2f}; accuracy {dense['accuracy']:.4f}, {sparse['accuracy']:.4f}"
@@ -106,7 +129,7 @@ def fit_teacher(run: PreparedText) -> str:
     source = settings.checkpoint if settings and settings.checkpoint else run.recipe.checkpoint
     target = run.folder / "teacher"
     if settings is None or not settings.trains:
-        scores_of(run, source, "teacher")
+        processes.main_only(lambda: scores_of(run, source, "teacher"))
         return source
     if not target.is_dir():
         seed_everything(run.recipe.seed)  # a head that the checkpoint lacks starts at random
@@ -130,7 +153,6 @@ def fit_pruned(run: PreparedText, teacher: str) -> Path:
             keep_layers(model, recipe.prune.keep_layers)
         masks = _train(run, model, "prune", training, seed=1, teacher=load_language_model(teacher, recipe.task))
         _finish(run, model, "pruned", masks)
-        draw_run(run.folder, prune.sparsity(encoder_matrices(model)))
     return target
 
 
@@ -139,7 +161,9 @@ def scores_of(run: PreparedText, checkpoint: str, stage: str) -> dict[str, float
     for line in read_metrics(run.folder):
         if line["stage"] == stage and "quick" in line:
             return dict(line["quick"])
-    scores = judge(load_language_model(checkpoint, run.recipe.task), run.windows, run.recipe.task, name=stage)
+    model = load_language_model(checkpoint, run.recipe.task)
+    model.to(processes.device())  # type: ignore[arg-type]
+    scores = judge(model, run.windows, run.recipe.task, name=stage)
     append_metrics(run.folder, {"stage": stage, "quick": scores})
     return scores
 
@@ -158,6 +182,8 @@ def _train(
     if teacher is not None:
         distillation = run.recipe.prune.distillation
         teacher.train(False).requires_grad_(False)
+        teacher.to(processes.device())  # type: ignore[arg-type]
+    few = replace(run.windows, segments=run.windows.segments[:QUICK_WINDOWS])
     steps = count_steps(len(windows), training.batch_size, training.epochs, training.steps)
     stage = Stage(
         name=name,
@@ -170,6 +196,7 @@ def _train(
         schedule=run.recipe.prune if teacher is not None else None,
         plan=FreshPlan(windows.lengths, training.batch_size, steps, run.recipe.seed + seed),
         language_loss=LanguageLoss(model, run.recipe.task.next_sentence, distillation, teacher),
+        judge=lambda: judge(model, few, run.recipe.task, name=f"{name} check")["accuracy"],
     )
     return train(model, stage, run.folder)
 
@@ -178,4 +205,4 @@ def _finish(run: PreparedText, model: PreTrainedModel, name: str, masks: prune.M
     def look() -> dict[str, float]:
         return judge(model, run.windows, run.recipe.task, name=f"{name} check")
 
-    keep_stage(run.folder, name, model, run.tokenizer, masks, look)
+    keep_stage(run.folder, name, model, run.tokenizer, masks, Look(look, "accuracy"))

@@ -1,21 +1,23 @@
 """The last step of a run: the quantized checkpoint becomes an artifact, judged through the engine."""
 
 import dataclasses
-import shutil
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import engine
-from compression import prune
+from compression import processes, prune
 from compression.checkpoint import encoder_matrices, load_model, model_labels
 from compression.encode import Encoder
 from compression.export import Origin, engine_predictor, export_model
+from compression.files import remove
 from compression.golden import answer_golden
 from compression.metrics import headline
 from compression.plots import draw_run
 from compression.run import Prepared, full_quality, judge, sparse_folder
 from compression.train import append_metrics, read_metrics
+from compression.verify import COMPARED_WINDOWS, verify
 
 
 def publish(run: Prepared, threads: int | None = None) -> Path:
@@ -23,12 +25,22 @@ def publish(run: Prepared, threads: int | None = None) -> Path:
 
     The artifact is first written without quality and golden answers, since both are read off the artifact itself
     through the engine, then written again with them; so is the threshold below which a question has an answer.
+
+    Raises:
+        CheckpointError: the artifact does not compute what the trained model does. TrainingError: the disk is full.
     """
+    processes.main_only(lambda: _publish(run, threads))
+    return run.folder / "artifact"
+
+
+def _publish(run: Prepared, threads: int | None) -> None:
     recipe, task = run.recipe, run.recipe.task
     model = load_model(str(run.folder / "quantized"), task)
     outputs = model_labels(task)
     tokenizer_json = run.tokenizer.to_str()
     draft, final = run.folder / "artifact.draft", run.folder / "artifact"
+    for left_by_a_kill in run.folder.glob(".artifact*"):
+        remove(left_by_a_kill)
     export_model(model, tokenizer_json, task, outputs, Origin(recipe.name), draft)
     predict = engine_predictor(engine.load(draft, threads=threads))
     judged = judge(run, predict, "artifact")
@@ -36,16 +48,17 @@ def publish(run: Prepared, threads: int | None = None) -> Path:
     if task.no_answer:
         task = dataclasses.replace(task, no_answer_threshold=judged["best_f1_thresh"])
     encoder = Encoder(run.tokenizer, task, uses_types=bool(getattr(model.config, "type_vocab_size", 0)))
+    # The model was trained in int8: what it does in float32 is no measure.
+    verified = verify(model, draft, run.windows[:COMPARED_WINDOWS], threads=threads, rounding=math.inf)
     origin = Origin(
         recipe.name,
         quality=_quality(run, judged),
-        provenance=_provenance(run),
+        provenance=_provenance(run) | {"verified": verified.as_dict()},
         golden=answer_golden(predict, encoder, recipe.golden),
     )
     export_model(model, tokenizer_json, task, outputs, origin, final)
-    shutil.rmtree(draft)
     draw_run(run.folder, prune.sparsity(encoder_matrices(model)))
-    return final
+    remove(draft)
 
 
 def _quality(run: Prepared, judged: Mapping[str, float]) -> dict[str, Any]:

@@ -1,24 +1,26 @@
 """A task recipe stage by stage: teacher, prune or transfer, quantize; each stage is kept and never redone."""
 
-import shutil
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from compression import prune
+from compression import processes, prune
 from compression.batches import count_steps
 from compression.checkpoint import CheckpointError, encoder_matrices, load_config, load_model, load_tokenizer
 from compression.data import Example, find_source, read_examples
 from compression.encode import Encoder, Window
 from compression.evaluate import Predict, evaluate, torch_predictor
+from compression.files import remove, write_text, writing
 from compression.layers import check_layers, keep_layers
+from compression.metrics import headline
 from compression.pattern import find_pattern, load_masks, save_masks
 from compression.patterns import check_pattern
+from compression.plots import draw_run
 from compression.quantize import quantize_model
 from compression.recipe import Distillation, Recipe, RecipeError, Training
 from compression.teacher import Teacher, kept_teacher, live_teacher, load_teacher
@@ -104,11 +106,22 @@ def open_folder(folder: Path, recipe_text: str) -> None:
     """Make a run folder with its recipe, or enter it again. Raises RecipeError for a run of another recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     recorded = folder / "recipe.toml"
-    if recorded.is_file() and recorded.read_text(encoding="utf-8") != recipe_text:
+    if recorded.is_file() and _result(recorded.read_text(encoding="utf-8")) != _result(recipe_text):
         raise RecipeError(
             f"{folder} holds a run of another recipe ({recorded}); choose another --run-folder or remove it"
         )
-    recorded.write_text(recipe_text, encoding="utf-8")
+    processes.main_only(lambda: write_text(recorded, recipe_text))
+
+
+def _result(recipe_text: str) -> object:
+    """Return of a recipe what its result follows from: how a batch is cut may change while a run is under way."""
+
+    def strip(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: strip(part) for key, part in value.items() if key != "gradient_accumulation"}
+        return [strip(part) for part in value] if isinstance(value, list) else value
+
+    return strip(tomllib.loads(recipe_text))
 
 
 def fit_teacher(run: Prepared) -> Path:
@@ -139,8 +152,10 @@ def fit_transferred(run: Prepared, teacher: Path) -> Path:
     assert settings is not None
     if not target.is_dir():
         share = prune.mask_sparsity(run.locked)
-        tqdm.write(f"transfer: {100 * share:.1f} % of the encoder's weights are locked, by {run.pattern}")
-        append_metrics(run.folder, {"stage": target.name, "locked": share, "pattern": run.pattern})
+        line = {"stage": target.name, "locked": share, "pattern": run.pattern}
+        if processes.state().is_main_process and line not in read_metrics(run.folder):
+            tqdm.write(f"transfer: {100 * share:.1f} % of the encoder's weights are locked, by {run.pattern}")
+            append_metrics(run.folder, line)
         seed_everything(run.recipe.seed + 1)  # the head starts at random
         model = load_model(run.recipe.checkpoint, run.recipe.task, dropout=settings.training.dropout)
         _train_stage(
@@ -236,48 +251,71 @@ def _train_stage(
         schedule=run.recipe.prune if schedule else None,
         distillation=distillation,
         teacher=_teacher(run, teacher, training) if teacher else None,
+        judge=lambda: _quick(run, model, name)[headline(run.recipe.task)],
     )
     return train(model, stage, run.folder)
 
 
 def _teacher(run: Prepared, checkpoint: Path, training: Training) -> Teacher:
     model = load_model(str(checkpoint), run.recipe.task)
+    model.to(processes.device())  # type: ignore[arg-type]
     kept = run.folder / "teacher_logits.safetensors"
-    seen = count_steps(len(run.train_windows), training.batch_size, training.epochs, training.steps)
-    if seen * training.batch_size <= len(run.train_windows) + training.batch_size and not kept.is_file():
-        return live_teacher(model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
+    if seen_once(training, len(run.train_windows)) and not kept.is_file():
+        return live_teacher(model)
     return kept_teacher(model, run.train_windows, kept)
 
 
+def seen_once(training: Training, windows: int) -> bool:
+    """Whether a training sees each window once at most: then keeping the teacher's logits costs more than it saves."""
+    steps = count_steps(windows, training.batch_size, training.epochs, training.steps)
+    return steps * training.batch_size <= windows + training.batch_size
+
+
 def _finish(run: Prepared, model: PreTrainedModel, name: str, masks: prune.Masks) -> None:
-    few = [window for window in run.windows if window.example < QUICK_EXAMPLES]
-
-    def look() -> dict[str, float]:
-        return evaluate(
-            torch_predictor(model), few, run.examples[:QUICK_EXAMPLES], run.recipe.task, name=f"{name} check"
-        ).scores
-
+    look = Look(lambda: _quick(run, model, name), headline(run.recipe.task))
     keep_stage(run.folder, name, model, run.tokenizer, masks, look)
 
 
+def _quick(run: Prepared, model: PreTrainedModel, name: str) -> dict[str, float]:
+    few = [window for window in run.windows if window.example < QUICK_EXAMPLES]
+    examples = run.examples[:QUICK_EXAMPLES]
+    return evaluate(torch_predictor(model), few, examples, run.recipe.task, name=f"{name} check").scores
+
+
+@dataclass(frozen=True)
+class Look:
+    """A quick look at a model's quality: its scores, and the name of the one to show."""
+
+    scores: Callable[[], dict[str, float]]
+    metric: str
+
+
 def keep_stage(
-    folder: Path,
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: Tokenizer,
-    masks: prune.Masks,
-    look: Callable[[], dict[str, float]],
+    folder: Path, name: str, model: PreTrainedModel, tokenizer: Tokenizer, masks: prune.Masks, look: Look
 ) -> None:
-    """Save a stage's checkpoint as `folder`/`name`, whole or not at all, with a quick look at its quality."""
+    """Save a stage's checkpoint as `folder`/`name`, whole or not at all, with a quick look at its quality and plots.
+
+    The main process does it, the others wait. Raises TrainingError when the disk is full.
+    """
+    processes.main_only(lambda: _keep_alone(folder, name, model, tokenizer, masks, look))
+
+
+def _keep_alone(
+    folder: Path, name: str, model: PreTrainedModel, tokenizer: Tokenizer, masks: prune.Masks, look: Look
+) -> None:
     temporary = folder / (name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save(str(temporary / "tokenizer.json"))
-    save_masks(masks, temporary)
-    line = {"stage": name, "quick": look(), "sparsity": prune.overall_sparsity(encoder_matrices(model))}
-    append_metrics(folder, line)
+    remove(temporary)
+    with writing(temporary):
+        model.save_pretrained(temporary)
+        tokenizer.save(str(temporary / "tokenizer.json"))
+        save_masks(masks, temporary)
+    scores = look.scores()
+    sparsity = prune.overall_sparsity(encoder_matrices(model))
+    append_metrics(folder, {"stage": name, "quick": scores, "metric": scores[look.metric], "sparsity": sparsity})
+    draw_run(folder, prune.sparsity(encoder_matrices(model)))
     temporary.rename(folder / name)
-    (folder / "state.pt").unlink(missing_ok=True)
+    for state in ("state.pt", "state.pt.tmp"):
+        (folder / state).unlink(missing_ok=True)
 
 
 def full_quality(run: Prepared, checkpoint: Path, *, quantized: bool = False) -> dict[str, float]:
@@ -286,6 +324,7 @@ def full_quality(run: Prepared, checkpoint: Path, *, quantized: bool = False) ->
         if line["stage"] == checkpoint.name and "full" in line:
             return dict(line["full"])
     model = load_model(str(checkpoint), run.recipe.task)
+    model.to(processes.device())  # type: ignore[arg-type]
     if quantized:
         quantize_model(model)
     scores = judge(run, torch_predictor(model), checkpoint.name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from compression.recipe import Prune
+from compression.recipe import Prune, Training
 
 
 def cubic_sparsity(progress: float, final: float, initial: float = 0.0) -> float:
@@ -37,6 +37,25 @@ def wanted_sparsity(step: int, steps: int, prune: Prune) -> float | None:
         progress = (step - begin) / (end - begin) if end > begin else 1.0
         return cubic_sparsity(progress, prune.sparsity, prune.initial)
     return None
+
+
+def learning_rate(step: int, steps: int, training: Training, pruning: Prune | None = None) -> float:
+    """Linear warm-up over the first share of the steps, then the training's schedule.
+
+    "linear": down to zero after the last step. "cyclic": see `cyclic_rate`. "rewinding": see `rewinding_factor`;
+    `pruning` says when masks are updated.
+    """
+    warmup = training.warmup * steps
+    if training.schedule == "cyclic":
+        highest, epoch = training.learning_rate, step * training.epochs / steps
+        rate = cyclic_rate(epoch, training.rewind_epochs, training.epochs, highest, training.lowest_rate)
+        return min(rate, highest * (step + 1) / (warmup + 1))
+    if step < warmup:
+        return training.learning_rate * (step + 1) / (warmup + 1)
+    if training.schedule == "rewinding" and pruning is not None:
+        window = round(pruning.end * steps)
+        return training.learning_rate * rewinding_factor(step, steps, warmup, window, pruning.update_every)
+    return training.learning_rate * (steps - step) / (steps - warmup)
 
 
 def cyclic_rate(epoch: float, rewinds: Sequence[float], epochs: float, highest: float, lowest: float) -> float:

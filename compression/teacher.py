@@ -10,10 +10,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from compression import processes
 from compression.batches import plan_evaluation
 from compression.checkpoint import CheckpointError, load_finetuned, model_labels
 from compression.encode import Window
 from compression.evaluate import torch_predictor
+from compression.files import replacing
 from compression.objective import Batch, logits_of
 from compression.recipe import Task
 
@@ -52,8 +54,7 @@ def kept_teacher(model: PreTrainedModel, windows: Sequence[Window], path: Path, 
 
     The file is used again by later stages and by resumed runs; it holds float32 [windows, C] or [tokens, C].
     """
-    if not path.is_file():
-        _write_logits(model, windows, path, batch_size)
+    _write_logits(model, windows, path, batch_size)
     kept = load_file(path)["logits"]
     per_token = len(kept) != len(windows)
     ends = np.cumsum([len(window.ids) for window in windows])
@@ -71,12 +72,21 @@ def kept_teacher(model: PreTrainedModel, windows: Sequence[Window], path: Path, 
 
 
 def _write_logits(model: PreTrainedModel, windows: Sequence[Window], path: Path, batch_size: int) -> None:
+    """Compute the logits, every process its share of the batches, and let the main process write them."""
+    exists = path.is_file()
+    here = processes.state()
+    here.wait_for_everyone()  # nobody writes before everybody has looked
+    if exists:
+        return
     predict = torch_predictor(model)
-    logits: list[np.ndarray] = [np.empty(0)] * len(windows)
-    for batch in tqdm(plan_evaluation([len(w.ids) for w in windows], batch_size), desc="teacher", mininterval=1.0):
+    mine: dict[int, np.ndarray] = {}
+    batches = plan_evaluation([len(w.ids) for w in windows], batch_size)[here.process_index :: here.num_processes]
+    for batch in tqdm(batches, desc="teacher", disable=not here.is_main_process, mininterval=1.0):
         for number, values in zip(batch, predict([windows[i] for i in batch]), strict=True):
-            logits[number] = values.astype(np.float32)
-    joined = np.stack(logits) if logits[0].ndim == 1 else np.concatenate(logits)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({"logits": joined}, temporary)
-    temporary.replace(path)
+            mine[number] = values.astype(np.float32)
+    logits = processes.collect(mine)
+    if logits is not None:
+        ordered = [logits[number] for number in range(len(windows))]
+        with replacing(path) as temporary:
+            save_file({"logits": np.stack(ordered) if ordered[0].ndim == 1 else np.concatenate(ordered)}, temporary)
+    here.wait_for_everyone()

@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -17,24 +19,25 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from compression import prune
+from compression import failures, files, processes, prune
 from compression.batches import plan_batches
 from compression.criteria import add_movement
 from compression.encode import Window
+from compression.failures import TrainingError as TrainingError
 from compression.language import Body, LanguageLoss
 from compression.masking import MaskedWindows
-from compression.objective import Batch, collate, distillation_loss, logits_of, task_loss
+from compression.objective import COUNTED, Batch, collate, counts, distillation_loss, logits_of, task_loss
 from compression.recipe import Distillation, Prune, Training
-from compression.schedules import cyclic_rate, rewinding_factor, wanted_sparsity
+from compression.schedules import learning_rate, wanted_sparsity
 from compression.surgeon import Patient, operate
 
-# A kill costs at most this many steps; writing a checkpoint takes as long as one or two of them.
-SAVE_EVERY = 100
+# A kill costs about this much work: the state is written after as many seconds, or after so many times the seconds that
+# writing takes (2 % of the time), whichever is longer. When it is written changes nothing in the result.
+SAVE_SECONDS = 60.0
+SAVE_COST = 50.0
 LOG_EVERY = 10
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why. The last checkpoint is kept."""
+# Besides its end, each stage is judged at these shares of its steps, where the caller gives a judge.
+JUDGED_AT = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class Stage:
     """Everything one run of the loop needs besides the model.
 
     `masks` locks a pattern; `schedule` makes the loop find one as it goes; neither trains a dense model.
-    `teacher` gives the logits to distil from, by window number. `plan` holds the window numbers of every batch where
-    they are not those of `plan_batches`. `language_loss` takes the place of task loss and teacher.
+    `teacher` gives the logits to distil from, by window number; `judge` scores the model as it is, for the log. `plan`
+    holds the window numbers of every batch where they are not those of `plan_batches`. `language_loss` takes the place
+    of task loss and teacher.
     """
 
     name: str
@@ -58,42 +62,46 @@ class Stage:
     teacher: Callable[[Sequence[int], Batch], Tensor] | None = None
     plan: Sequence[Sequence[int]] | None = None
     language_loss: LanguageLoss | None = None
+    judge: Callable[[], float] | None = None
 
 
 def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
     """Train `model` in place and return the masks at the end.
 
     `folder` receives metrics.jsonl (a line every few steps) and, while training runs, state.pt, from which a later
-    call with the same arguments goes on. Raises TrainingError when the loss is not finite.
+    call with the same arguments goes on. Several processes share every batch; the main one writes.
+
+    Raises:
+        TrainingError: the loss is not finite, memory or disk is full. InterruptedTrainingError: a signal asked to stop.
     """
-    training = stage.training
-    AcceleratorState._reset_state()  # accelerate keeps the first precision for ever; ours belongs to the stage
-    accelerator = Accelerator(mixed_precision=training.mixed_precision, cpu=not torch.cuda.is_available())
     plan = stage.plan if stage.plan is not None else _plan(stage)
     seed_everything(stage.seed)
-    trained = Body(model) if stage.language_loss else model
-    wrapped, optimizer = accelerator.prepare(trained, make_optimizer(model, training))
-    masks = {name: mask.to(accelerator.device) for name, mask in stage.masks.items()}
-    loop = _Loop(model, wrapped, optimizer, accelerator, stage, masks, len(plan))
+    loop = open_loop(model, stage, len(plan))
     first = _restore(loop, folder)
-    began = monotonic() - 60 * loop.minutes
-    model.train()
+    began = saved = monotonic()
+    began -= 60 * loop.minutes
+    pause = SAVE_SECONDS
     prune.apply_masks(stage.matrices, loop.masks)
-    bar = tqdm(
-        total=len(plan), initial=first, desc=stage.name, disable=not accelerator.is_main_process, mininterval=1.0
-    )
-    for step in range(first, len(plan)):
-        figures = loop.step(step, plan[step])
-        bar.update()
-        last = step + 1 == len(plan)
-        if step % LOG_EVERY == 0 or last:
-            bar.set_postfix({key: f"{figures[key]:.3g}" for key in ("loss", "sparsity", "learning_rate")})
-            append_metrics(folder, {"stage": stage.name, "step": step, **figures})
-        loop.minutes = (monotonic() - began) / 60
-        if (step + 1) % SAVE_EVERY == 0 and not last:
-            _save(loop, folder, step + 1)
-    bar.close()
-    append_metrics(folder, {"stage": stage.name, "minutes": round(loop.minutes, 2)})
+    with (
+        tqdm(total=len(plan), initial=first, desc=stage.name, disable=not loop.is_main, mininterval=1.0) as bar,
+        failures.stop_signals(launched=processes.state().num_processes > 1) as stop,
+    ):
+        for step in range(first, len(plan)):
+            with _explained(stage, step, folder):
+                figures = loop.step(step, plan[step], stop=stop.number > 0)
+            bar.update()
+            loop.minutes = (monotonic() - began) / 60
+            asked = figures.pop("stop") > 0
+            _report(loop, step, figures, bar, folder)
+            if asked or (monotonic() - saved >= pause and step + 1 < len(plan)):
+                seconds = _save(loop, folder, step + 1)
+                saved, pause = monotonic(), max(SAVE_SECONDS, SAVE_COST * seconds)
+            if asked:
+                processes.state().wait_for_everyone()  # the main process writes
+                message = f"{stage.name}: stopped after {step + 1} of {len(plan)} steps; {kept(folder)}"
+                raise failures.InterruptedTrainingError(message, stop.number or signal.SIGTERM)
+    if loop.is_main:
+        append_metrics(folder, {"stage": stage.name, "minutes": round(loop.minutes, 2)})
     return loop.masks
 
 
@@ -107,8 +115,60 @@ def _lengths(windows: Sequence[Window]) -> list[int]:
     return windows.lengths.tolist() if isinstance(windows, MaskedWindows) else [len(window.ids) for window in windows]
 
 
+def open_loop(model: PreTrainedModel, stage: Stage, steps: int) -> "Loop":
+    """Put a model on this process's device, in train mode, with an optimizer and the stage's precision."""
+    processes.state()  # accelerate makes its process group at the first call, and ours has its own timeout
+    AcceleratorState._reset_state()  # accelerate keeps the first precision for ever; ours belongs to the stage
+    accelerator = Accelerator(mixed_precision=stage.training.mixed_precision, cpu=not torch.cuda.is_available())
+    optimizer = make_optimizer(model, stage.training)
+    # "Evaluation" spares the model the wrapper for several processes: `processes` adds the gradients up.
+    wrapped = accelerator.prepare_model(Body(model) if stage.language_loss else model, evaluation_mode=True)
+    model.train()
+    masks = {name: mask.to(accelerator.device) for name, mask in stage.masks.items()}
+    return Loop(model, wrapped, accelerator.prepare(optimizer), accelerator, stage, masks, steps)
+
+
+def _report(loop: "Loop", step: int, figures: dict[str, float], bar: Any, folder: Path) -> None:
+    """Log the figures of a step, with the judge's where it is due, to the progress bar and to metrics.jsonl."""
+    judge = loop.stage.judge
+    due = judge is not None and step + 1 in {round(share * loop.steps) for share in JUDGED_AT}
+    if not loop.is_main or not (due or step % LOG_EVERY == 0 or step + 1 == loop.steps):
+        return
+    if judge is not None and due:
+        figures = {**figures, "metric": judge()}
+        loop.model.train()
+    shown = ("loss", "sparsity", "learning_rate", "metric")
+    bar.set_postfix({key: f"{figures[key]:.3g}" for key in shown if key in figures})
+    append_metrics(folder, {"stage": loop.stage.name, "step": step, **figures})
+
+
+@contextmanager
+def _explained(stage: Stage, step: int, folder: Path) -> Iterator[None]:
+    """Say what to lower when memory runs out, and what is kept."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, TrainingError) or not failures.is_out_of_memory(error):
+            raise
+        training = stage.training
+        raise TrainingError(
+            f"{stage.name}: out of memory at step {step}: {training.batch_size} windows a batch in "
+            f"{training.gradient_accumulation} part(s) over {processes.state().num_processes} process(es). Raise "
+            f"gradient_accumulation of this stage in the recipe (the result is the same, and {kept(folder)}), or lower "
+            f"its batch_size or task.window and start in another run folder. {str(error).splitlines()[0][:200]}"
+        ) from error
+
+
+def kept(folder: Path) -> str:
+    """Say what of the running stage is on disk."""
+    path = folder / "state.pt"
+    if not path.is_file():
+        return "the stage starts again, finished ones are kept"
+    return f"{path} is kept: {failures.GO_ON}"
+
+
 @dataclass
-class _Loop:
+class Loop:
     """The moving parts of a run: what a checkpoint must hold."""
 
     model: PreTrainedModel
@@ -122,27 +182,49 @@ class _Loop:
     dropped: prune.Masks = field(default_factory=dict)
     movement: dict[str, Tensor] = field(default_factory=dict)
 
-    def step(self, step: int, numbers: Sequence[int]) -> dict[str, float]:
-        """Do one optimizer step on the windows with these numbers and return the figures to log."""
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def step(self, step: int, numbers: Sequence[int], *, stop: bool = False) -> dict[str, float]:
+        """Do one optimizer step on the windows with these numbers and return the figures to log.
+
+        Each loss is a mean over all examples or tokens of the global batch, however it is cut into parts: with several
+        processes or accumulated gradients the step is that of one process, up to the order of the sums and to dropout,
+        whose random numbers are a function of (seed, step, process). `stop` says that this process was asked to stop;
+        the figures say how many were.
+        """
         stage, training = self.stage, self.stage.training
+        seed_step(stage.seed, step)
         self._update_masks(step)
         rate = learning_rate(step, self.steps, training, stage.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        parts = processes.take_parts(numbers, training.gradient_accumulation)
+        batches = [collate([stage.windows[i] for i in part], self.accelerator.device) for part in parts]
+        found = [self._counts(batch) for batch in batches]
+        counted = LanguageLoss.COUNTED if stage.language_loss else COUNTED
+        totals = processes.add_up({key: sum(count[key] for count in found) for key in counted})
+        # The same keys in every process: one without a window adds zeros.
         figures = {"loss": 0.0, "task_loss": 0.0, "teacher_loss": 0.0}
-        for part in np.array_split(np.asarray(numbers), min(training.gradient_accumulation, len(numbers))):
-            share = len(part) / len(numbers)
-            batch = collate([stage.windows[i] for i in part], self.accelerator.device)
-            loss, parts = self._loss(batch, part.tolist())
-            self.accelerator.backward(loss * share)
-            for key, value in parts.items():
-                figures[key] = figures.get(key, 0.0) + value * share
+        if stage.language_loss and stage.language_loss.compares_hidden:
+            figures["hidden_loss"] = 0.0
+        for part, batch, count in zip(parts, batches, found, strict=True):
+            shares = {key: count[key] / max(1.0, total) for key, total in totals.items()}
+            loss, values = self._loss(batch, part, shares)
+            self.accelerator.backward(loss)
+            for key, value in values.items():
+                figures[key] += value
+        figures = processes.add_up({**figures, "stop": stop})
         if not np.isfinite(figures["loss"]):
             raise TrainingError(
-                f"{stage.name}: loss is {figures['loss']} at step {step}; lower the learning rate ({rate:g})"
+                f"{stage.name}: loss is {figures['loss']} at step {step}; lower the learning rate ({rate:g}) or raise "
+                f"warmup ({training.warmup:g}) in the recipe and start in another run folder; what was saved is kept"
             )
+        processes.add_gradients(self.model.parameters())
         prune.mask_gradients(stage.matrices, self.masks)
-        self.accelerator.clip_grad_norm_(self.wrapped.parameters(), training.max_gradient_norm)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), training.max_gradient_norm)
         if stage.schedule is not None and stage.schedule.criterion == "movement":
             add_movement(self.movement, stage.matrices)
         self.optimizer.step()
@@ -150,18 +232,27 @@ class _Loop:
         prune.apply_masks(stage.matrices, self.masks)
         return {**figures, "learning_rate": rate, "sparsity": prune.mask_sparsity(self.masks)}
 
-    def _loss(self, batch: Batch, numbers: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+    def _counts(self, batch: Batch) -> dict[str, int]:
+        language = self.stage.language_loss
+        return language.counts(batch) if language else counts(self.stage.task, batch)
+
+    def _loss(
+        self, batch: Batch, numbers: Sequence[int], shares: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return what a part of the batch adds to the loss; `shares` are its shares of the global batch."""
         stage, distillation = self.stage, self.stage.distillation
         if stage.language_loss:
             with self.accelerator.autocast():
-                return stage.language_loss(self.wrapped, batch)
+                return stage.language_loss(self.wrapped, batch, shares)
         with self.accelerator.autocast():
             logits = logits_of(self.wrapped, batch).float()
             taught = stage.teacher(numbers, batch) if stage.teacher else None
-        task = task_loss(stage.task, logits, batch)
+        task = task_loss(stage.task, logits, batch) * shares["task_loss"]
         if distillation is None or taught is None:
             return task, {"loss": task.item(), "task_loss": task.item()}
-        teacher = distillation_loss(stage.task, logits, taught, batch, distillation.temperature)
+        teacher = (
+            distillation_loss(stage.task, logits, taught, batch, distillation.temperature) * shares["teacher_loss"]
+        )
         loss = distillation.task * task + distillation.teacher * teacher
         return loss, {"loss": loss.item(), "task_loss": task.item(), "teacher_loss": teacher.item()}
 
@@ -196,25 +287,6 @@ class _Loop:
         return Patient(self.model, stage.matrices, loss, _lengths(stage.windows), self.accelerator)
 
 
-def learning_rate(step: int, steps: int, training: Training, pruning: Prune | None = None) -> float:
-    """Linear warm-up over the first share of the steps, then the training's schedule.
-
-    "linear": down to zero after the last step. "cyclic": see `cyclic_rate`. "rewinding": see `rewinding_factor`;
-    `pruning` says when masks are updated.
-    """
-    warmup = training.warmup * steps
-    if training.schedule == "cyclic":
-        highest, epoch = training.learning_rate, step * training.epochs / steps
-        rate = cyclic_rate(epoch, training.rewind_epochs, training.epochs, highest, training.lowest_rate)
-        return min(rate, highest * (step + 1) / (warmup + 1))
-    if step < warmup:
-        return training.learning_rate * (step + 1) / (warmup + 1)
-    if training.schedule == "rewinding" and pruning is not None:
-        window = round(pruning.end * steps)
-        return training.learning_rate * rewinding_factor(step, steps, warmup, window, pruning.update_every)
-    return training.learning_rate * (steps - step) / (steps - warmup)
-
-
 def make_optimizer(model: PreTrainedModel, training: Training) -> torch.optim.Optimizer:
     """AdamW; no weight decay on biases and LayerNorm, as in BERT; embeddings are frozen where the recipe says so."""
     model.base_model.embeddings.requires_grad_(not training.freeze_embeddings)
@@ -233,72 +305,83 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_step(seed: int, step: int) -> None:
+    """Seed torch for one step of this process: dropout needs no state that a checkpoint would have to keep."""
+    place = (seed, step, processes.state().process_index)
+    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+
 def append_metrics(folder: Path, line: Mapping[str, object]) -> None:
-    """Append a line to metrics.jsonl of a run folder."""
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    """Append a line to metrics.jsonl of a run folder; a line that a kill cut short is ended first."""
+    with files.appending(folder / "metrics.jsonl") as file:
+        file.write(json.dumps(line).encode() + b"\n")
 
 
 def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of metrics.jsonl; a last line cut short by a kill is left out."""
+    """Yield the lines of metrics.jsonl; a line cut short by a kill is left out."""
     path = folder / "metrics.jsonl"
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:
-                return
+                continue
 
 
 def drop_metrics(folder: Path, stage: str, from_step: int) -> None:
     """Remove a stage's lines from a step on: they are written again when the run goes on from its checkpoint."""
     kept = [line for line in read_metrics(folder) if line["stage"] != stage or line.get("step", from_step) < from_step]
-    temporary = folder / "metrics.jsonl.tmp"
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(folder / "metrics.jsonl")
+    with files.replacing(folder / "metrics.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def save_atomically(value: object, path: Path) -> None:
-    """torch.save to a temporary name, then rename: a kill leaves the old file or the new one, never half."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    """torch.save to a temporary name, then rename: a kill leaves the old file or the new one, never half.
+
+    Raises TrainingError when the disk is full.
+    """
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(value, file)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
-def _save(loop: _Loop, folder: Path, step: int) -> None:
-    if not loop.accelerator.is_main_process:
-        return
-    state = {
-        "stage": loop.stage.name,
-        "step": step,
-        "model": loop.model.state_dict(),
-        "optimizer": loop.optimizer.state_dict(),
-        "masks": loop.masks,
-        "dropped": loop.dropped,
-        "movement": loop.movement,
-        "minutes": loop.minutes,
-        "random": torch.get_rng_state(),
-    }
-    save_atomically(state, folder / "state.pt")
+def _save(loop: Loop, folder: Path, step: int) -> float:
+    """Write the state from which `step` can be done; return the seconds it took."""
+    began = monotonic()
+    if loop.is_main:
+        scaler = loop.accelerator.scaler
+        state = {
+            "stage": loop.stage.name,
+            "step": step,
+            "model": loop.model.state_dict(),
+            "optimizer": loop.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+            "masks": loop.masks,
+            "dropped": loop.dropped,
+            "movement": loop.movement,
+            "minutes": loop.minutes,
+        }
+        save_atomically(state, folder / "state.pt")
+    return monotonic() - began
 
 
-def _restore(loop: _Loop, folder: Path) -> int:
+def _restore(loop: Loop, folder: Path) -> int:
+    """Go back to the state that was saved of this stage, if one was, and return the step to do next."""
     path = folder / "state.pt"
-    device = loop.accelerator.device
-    state = torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
-    if state is None or state["stage"] != loop.stage.name:
-        drop_metrics(folder, loop.stage.name, 0)
-        return 0
-    loop.model.load_state_dict(state["model"])
-    loop.optimizer.load_state_dict(state["optimizer"])
-    loop.masks = state["masks"]
-    loop.dropped = state["dropped"]
-    loop.movement = state["movement"]
-    loop.minutes = float(state["minutes"])
-    torch.set_rng_state(state["random"].cpu())
-    step = int(state["step"])
-    drop_metrics(folder, loop.stage.name, step)
+    state = torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+    if state is not None and state["stage"] != loop.stage.name:
+        state = None
+    step = int(state["step"]) if state else 0
+    if state is not None:
+        loop.model.load_state_dict(state["model"])
+        loop.optimizer.load_state_dict(state["optimizer"])
+        if loop.accelerator.scaler is not None:
+            loop.accelerator.scaler.load_state_dict(state["scaler"])
+        loop.masks, loop.dropped, loop.movement = (
+            {name: tensor.to(loop.accelerator.device) for name, tensor in state[part].items()}
+            for part in ("masks", "dropped", "movement")
+        )
+        loop.minutes = float(state["minutes"])
+    processes.main_only(lambda: drop_metrics(folder, loop.stage.name, step))
     return step

@@ -55,7 +55,8 @@ def test_a_run_reaches_its_sparsity_and_resumes_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, criterion: str
 ) -> None:
     """Stopped between two updates: what the second one is judged by must have been kept or be drawn again alike."""
-    monkeypatch.setattr(train, "SAVE_EVERY", 6)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(train, "SAVE_COST", 0.0)
     settings = SETTINGS[criterion]
     results: list[dict[str, Tensor]] = []
     for stop in (False, True):

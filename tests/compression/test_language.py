@@ -109,6 +109,47 @@ def test_loss_and_gradients_equal_the_plain_formula(
     assert all(p.grad is None for p in teacher.parameters())
 
 
+@pytest.mark.parametrize("masked_only", [False, True])
+def test_parts_of_a_batch_add_up_to_its_loss_and_gradients(tmp_path: Path, masked_only: bool) -> None:
+    """As gradient accumulation and several processes cut it: other numbers of tokens, masked or not, in every part."""
+    one = task(True)
+    student, teacher = (model_of(tmp_path / str(seed), "bert", one, seed) for seed in (0, 1))
+    many = windows(tmp_path, one)
+    given = Distillation(hidden=0.7, masked_only=masked_only)
+    loss_of = LanguageLoss(student, True, given, teacher)
+    cut = [collate([many[number] for number in part], torch.device("cpu")) for part in ((0, 1, 2, 3, 4), (5,), (6, 7))]
+    cut[1].targets[:, 1:] = IGNORED  # a part with nothing masked
+    longest = max(part.ids.shape[1] for part in cut)
+    fields = ("ids", "types", "attended", "targets")
+    fill = {"targets": IGNORED}
+    whole = Batch(
+        *(
+            torch.cat(
+                [
+                    functional.pad(getattr(part, name), (0, longest - part.ids.shape[1]), value=fill.get(name, 0))
+                    for part in cut
+                ]
+            )
+            for name in fields
+        )
+    )
+    expected, figures = loss_of(Body(student), whole)
+    expected.backward()
+    wanted = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+    student.zero_grad()
+    totals, found = loss_of.counts(whole), [loss_of.counts(part) for part in cut]
+    assert totals == {key: sum(count[key] for count in found) for key in LanguageLoss.COUNTED}
+    added = dict.fromkeys(figures, 0.0)
+    for part, count in zip(cut, found, strict=True):
+        loss, values = loss_of(Body(student), part, {key: count[key] / total for key, total in totals.items()})
+        loss.backward()
+        added = {key: added[key] + value for key, value in values.items()}
+    assert added == pytest.approx(figures, rel=1e-5)
+    for name, parameter in student.named_parameters():
+        if parameter.grad is not None:
+            assert torch.allclose(parameter.grad, wanted[name], rtol=1e-4, atol=1e-6), name
+
+
 @pytest.mark.parametrize(("family", "pairs"), [("bert", True), ("distilbert", False)])
 def test_without_a_teacher_it_is_transformers_own_loss(tmp_path: Path, family: str, pairs: bool) -> None:
     one = task(pairs)

@@ -111,7 +111,8 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Stopped while masks are still chosen: what was dropped and how weights moved must come back too."""
-    monkeypatch.setattr(train, "SAVE_EVERY", 7)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(train, "SAVE_COST", 0.0)
     how, key, batches = KINDS[kind]
     text = tiny.language_recipe(tiny.checkpoint(tmp_path / "base"), tmp_path, next_sentence=True)
     assert RESELECTED in text
@@ -126,7 +127,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(
                 patch.setattr(train, "collate", tiny.stopping(train.collate, stop))
                 pretrain.fit_pruned(run, teacher)
             state = torch.load(run.folder / "state.pt", weights_only=True)
-            assert state["step"] == (21 if key == "dropped" else 14)
+            assert 10 < state["step"] < (32 if key == "dropped" else 20)
             assert [name for name in ("dropped", "movement") if state[name]] == ([key] if key else [])
         pruned = pretrain.fit_pruned(pretrain.prepare(recipe, text, tmp_path, tmp_path / f"run-{stop}"), teacher)
         model = load_language_model(str(pruned), recipe.task)

@@ -92,7 +92,8 @@ def test_the_artifact_is_judged_beside_its_dense_teacher(finished: Path) -> None
 
 
 def test_the_lock_holds_through_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "SAVE_EVERY", 5)
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(train, "SAVE_COST", 0.0)
     weights = []
     for stop in (None, 23):
         one = prepared(tmp_path, name=f"run-{stop}", epochs=4)

@@ -1,0 +1,79 @@
+"""Every checkpoint of a run loads by from_pretrained: under the installed transformers, and under the last 4.x.
+
+The latter needs an interpreter of its own, which docs/compression.md says how to make; without it that test is skipped.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from typer.testing import CliRunner
+
+from compression.cli import app
+from tests.compression import tiny
+
+STAGES = ("teacher", "pruned", "quantized-1", "quantized")
+INPUTS = {"ids": [[2, 71, 72, 73, 3], [2, 80, 81, 3, 0]], "text": "the film was superb, clara!"}
+OLD = os.environ.get("SPARSELANE_TRANSFORMERS4_PYTHON", "")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Every checkpoint of a BERT's and of a DistilBERT's run."""
+    made = []
+    for family in ("bert", "distilbert"):
+        folder = tmp_path_factory.mktemp(family)
+        base = tiny.checkpoint(folder / "base", family=family)
+        tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+        tokenizer.post_processor = TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        tokenizer.save(str(base / "tokenizer.json"))
+        (folder / "tiny.toml").write_text(tiny.recipe("text-classification", base, folder, epochs=0.5))
+        options = ["--data", str(folder), "--run-folder", str(folder / "run"), "--threads", "1"]
+        result = CliRunner().invoke(app, ["run", str(folder / "tiny.toml"), *options])
+        assert result.exit_code == 0, result.output
+        made += [folder / "run" / stage for stage in STAGES]
+    return made
+
+
+def load(python: str, folders: list[Path]) -> dict[str, Any]:
+    script = Path(__file__).with_name("load_checkpoint.py")
+    command = [python, str(script), json.dumps(INPUTS), *map(str, folders)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+@pytest.fixture(scope="module")
+def installed(folders: list[Path]) -> dict[str, Any]:
+    return load(sys.executable, folders)
+
+
+def test_every_checkpoint_loads_whole(installed: dict[str, Any]) -> None:
+    assert len(installed["results"]) == 2 * len(STAGES)
+    for result in installed["results"].values():
+        assert result["architecture"].endswith("ForSequenceClassification")
+        assert result["missing"] == result["unexpected"] == []
+        assert result["tokens"][0] == 2 and result["tokens"][-1] == 3
+
+
+@pytest.mark.skipif(not OLD, reason="SPARSELANE_TRANSFORMERS4_PYTHON names no interpreter with transformers 4.x")
+def test_every_checkpoint_means_the_same_to_transformers_4(folders: list[Path], installed: dict[str, Any]) -> None:
+    old = load(OLD, folders)
+    assert installed["version"].startswith("5.") and old["version"].startswith("4.")
+    for folder, ours in installed["results"].items():
+        theirs = old["results"][folder]
+        assert theirs["missing"] == theirs["unexpected"] == []
+        assert theirs["tokens"] == ours["tokens"]
+        # The two versions may choose other attention kernels: sums in another order.
+        assert torch.allclose(torch.tensor(ours["logits"]), torch.tensor(theirs["logits"]), atol=1e-5)
