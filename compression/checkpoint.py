@@ -61,8 +61,9 @@ def resolve(checkpoint: str) -> str:
 
 def load_config(checkpoint: str) -> transformers.PretrainedConfig:
     """Load and check a checkpoint's configuration. Raises CheckpointError for what the engine cannot run."""
+    folder = resolve(checkpoint)
     try:
-        config: transformers.PretrainedConfig = AutoConfig.from_pretrained(resolve(checkpoint))
+        config: transformers.PretrainedConfig = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {checkpoint!r} cannot be loaded: {error}") from error
     if config.model_type not in ("bert", "distilbert"):

@@ -29,6 +29,15 @@ _RunFolder = Annotated[
 ]
 
 
+# How a table of texts is read, as [data.table] in a recipe.
+_Text = Annotated[str, typer.Option("--text", help="Column of the text, where it is not called as in GLUE.")]
+_TextPair = Annotated[str, typer.Option("--text-pair", help="Column of the second text.")]
+_Label = Annotated[str, typer.Option("--label", help="Column of the label.")]
+_Header = Annotated[bool, typer.Option(help="Whether the first line names the columns; else they are 1, 2, ...")]
+_Separator = Annotated[str, typer.Option("--separator", help="What stands between the labels of a multi-label text.")]
+_BadLines = Annotated[int, typer.Option("--bad-lines", min=0, help="Skip at most so many lines that cannot be read.")]
+
+
 @app.command()
 def check(recipe: _Recipe, data: _Data = Path(), run_folder: _RunFolder = None, threads: _Threads = 0) -> None:
     """Check a recipe, its data and its checkpoint; say what would be trained, how long, in how much memory and disk."""
@@ -40,7 +49,7 @@ def _dry_run(recipe: Path, data: Path, run_folder: Path | None, threads: int) ->
         from dataclasses import replace
         from tempfile import TemporaryDirectory
 
-        from compression import pretrain
+        from compression import plan_language
         from compression.plan import describe
         from compression.read_recipe import load_recipe
         from compression.recipe import LanguageRecipe
@@ -49,12 +58,13 @@ def _dry_run(recipe: Path, data: Path, run_folder: Path | None, threads: int) ->
         _quiet(threads)
         loaded = load_recipe(recipe)
         text = recipe.read_text(encoding="utf-8")
+        folder = run_folder or Path("runs") / loaded.name
         with TemporaryDirectory() as scratch:
             if isinstance(loaded, LanguageRecipe):
-                typer.echo(pretrain.describe(loaded, text, data, Path(scratch)))
-                return
-            run = prepare(loaded, text, data, Path(scratch))
-        for line in describe(replace(run, folder=run_folder or Path("runs") / loaded.name)):
+                lines = plan_language.describe(loaded, text, data, Path(scratch), folder)
+            else:
+                lines = describe(replace(prepare(loaded, text, data, Path(scratch)), folder=folder))
+        for line in lines:
             typer.echo(line)
 
 
@@ -147,6 +157,12 @@ def export(
     data: Annotated[
         str, typer.Option("--data", help="Examples to judge both on, as `evaluate` takes them; default: none.")
     ] = "",
+    text: _Text = "",
+    text_pair: _TextPair = "",
+    label: _Label = "",
+    header: _Header = True,
+    separator: _Separator = ",",
+    bad_lines: _BadLines = 0,
     require_sparsity: Annotated[
         float, typer.Option("--require-sparsity", min=0, max=1, help="Refuse a checkpoint with a lower share of zeros.")
     ] = 0.0,
@@ -157,7 +173,7 @@ def export(
         import engine
         from compression.checkpoint import load_finetuned
         from compression.convert import Checks, Source, convert, with_window
-        from compression.recipe import Task
+        from compression.recipe import Table, Task
         from compression.recipe_rules import check_task
 
         threads = _quiet(threads)
@@ -173,7 +189,8 @@ def export(
         settings = with_window(asked, model.config.max_position_embeddings)
         check_task(settings, labels=False)
         source = Source(checkpoint, model, settings, outputs)
-        checks = Checks(data, require_sparsity, threads)
+        table = Table(text, text_pair, label, header, separator, bad_lines)
+        checks = Checks(data, table, require_sparsity, threads)
         result = convert(source, out, name or out.name, attention=attention, checks=checks)
         manifest = engine.read_manifest(out)
     _show_conversion(checkpoint, result)
@@ -216,9 +233,12 @@ def evaluate(
     artifact: Annotated[Path, typer.Argument(help="Folder of an artifact.")],
     examples: Annotated[str, typer.Argument(help="SQuAD JSON, table of texts or CoNLL file, or hub:NAME:SPLIT.")],
     threads: _Threads = 0,
-    text: Annotated[str, typer.Option("--text", help="Column of the text, where it is not called as in GLUE.")] = "",
-    text_pair: Annotated[str, typer.Option("--text-pair", help="Column of the second text.")] = "",
-    label: Annotated[str, typer.Option("--label", help="Column of the label.")] = "",
+    text: _Text = "",
+    text_pair: _TextPair = "",
+    label: _Label = "",
+    header: _Header = True,
+    separator: _Separator = ",",
+    bad_lines: _BadLines = 0,
 ) -> None:
     """Judge an artifact through the engine on a data file."""
     with _clear_errors():
@@ -233,7 +253,7 @@ def evaluate(
 
         model = engine.load(artifact, threads=threads or None)
         task = task_of(model.manifest)
-        table = Table(text=text, text_pair=text_pair, label=label)
+        table = Table(text, text_pair, label, header, separator, bad_lines)
         read = read_examples(find_source(Path(), examples), task, table)
         architecture = model.manifest.architecture
         tokenizer = prepare_tokenizer(Tokenizer.from_file(str(artifact / "tokenizer.json")), architecture.vocabulary)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from compression.encode import Encoder, Window
 from compression.evaluate import evaluate, torch_predictor
 from compression.export import Origin, check_target, engine_predictor, export_model, task_of
 from compression.metrics import headline
-from compression.recipe import Task
+from compression.recipe import Table, Task
 from compression.verify import COMPARED_WINDOWS, Verification, random_windows, verify
 
 
@@ -35,9 +35,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Checks:
-    """What an artifact must stand: the examples to judge it on (a file or hub set, or none), zeros, engine threads."""
+    """What an artifact must stand: examples to judge it on (a file or hub set, or none), zeros, engine threads.
+
+    `table` says how a file of texts is read.
+    """
 
     data: str = ""
+    table: Table = field(default_factory=Table)
     least_sparsity: float = 0.0
     threads: int = 0
 
@@ -106,7 +110,7 @@ def _judge(
         return {}, random_windows(config.vocab_size, source.task.window, uses_types)
     loaded = engine.load(draft, threads=checks.threads or None)
     task = task_of(loaded.manifest)
-    examples = read_examples(find_source(Path(), checks.data), task)
+    examples = read_examples(find_source(Path(), checks.data), task, checks.table)
     windows = Encoder(tokenizer, task, uses_types=uses_types).windows(examples)
     predictors = {"checkpoint": torch_predictor(source.model), "artifact": engine_predictor(loaded)}
     metric = headline(task)

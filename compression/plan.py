@@ -1,7 +1,7 @@
 """What a recipe would do, said before it does it: steps, tokens, memory, disk, and the time from a few real steps."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -20,10 +20,10 @@ from compression.files import check_room, free_bytes, missing_bytes, shown_bytes
 from compression.layers import keep_layers
 from compression.objective import collate, logits_of
 from compression.quantize import quantize_model
-from compression.recipe import Distillation, Recipe, Training
+from compression.recipe import Distillation, Prune, Recipe, Training
 from compression.run import Prepared, seen_once
 from compression.teacher import live_teacher
-from compression.train import Stage, make_optimizer, open_loop
+from compression.train import Loop, Stage, make_optimizer, open_loop
 
 # A timed step on a CPU has about so many tokens: a second or so for a small model, some for BERT-Large. A GPU is timed
 # on whole batches, it is not busy with less.
@@ -112,7 +112,7 @@ def describe(run: Prepared) -> list[str]:
         epochs = training.epochs or planned.steps * training.batch_size / len(lengths)
         lines += [
             f"{planned.name:<10} {planned.steps:>9,} steps of {training.batch_size} windows "
-            f"({epochs:.3g} epochs), {planned.tokens:,} tokens with padding: {_duration(seconds)}",
+            f"({epochs:.3g} epochs), {planned.tokens:,} tokens with padding: {shown_duration(seconds)}",
             f"{'':20} = {planned.steps:,} x {cost.fixed:.3g} s + {planned.tokens:,} x {1000 * cost.per_token:.3g} ms",
             f"{'':20} {shown_bytes(needed)} of memory: "
             + ", ".join(f"{k} {shown_bytes(v)}" for k, v in memory.items()),
@@ -120,10 +120,10 @@ def describe(run: Prepared) -> list[str]:
     if any(planned.distillation and not planned.live for planned in rounds):
         seconds = _teacher_seconds(_teacher(recipe), run.train_windows) * sum(lengths)
         total += seconds
-        lines.append(f"{'teacher logits, once':<20} {_duration(seconds)}")
+        lines.append(f"{'teacher logits, once':<20} {shown_duration(seconds)}")
     lines += [
-        f"in all     {_duration(total)} of training on this machine with {torch.get_num_threads()} thread(s), from "
-        f"{TRIALS} timed steps of 2 sizes a stage; mask updates and evaluation come on top",
+        f"in all     {shown_duration(total)} of training on this machine with {torch.get_num_threads()} thread(s), "
+        f"from {TRIALS} timed steps of 2 sizes a stage; mask updates and evaluation come on top",
         f"memory     {shown_bytes(highest)} at most; {shown_bytes(available_memory())} are available",
         f"disk       {shown_bytes(disk_needed(run))}; {shown_bytes(free_bytes(run.folder))} are free",
     ]
@@ -185,9 +185,22 @@ def measure(run: Prepared, planned: Round) -> Cost:
         teacher=live_teacher(teacher) if teacher is not None and planned.live else None,
     )
     loop = open_loop(model, stage, steps=1000)
-    small, large = _trial_batches(windows, planned)
+    fixed, per_token = time_steps(loop, _trial_batches(windows, planned))
+    longest = max(range(len(windows)), key=lambda i: len(windows[i].ids))
+    with loop.accelerator.autocast():
+        one, two = (kept_for_backward(model, [windows[longest]] * count) for count in (1, 2))
+    activations = one + (two - one) * (planned.windows - 1)
+    memory = fixed_memory(model, planned.training, teacher, masked=planned.sparse) | {"activations": activations}
+    if planned.name == "prune":
+        memory |= criterion_memory(recipe.prune, matrices)
+    return Cost(fixed, per_token, memory)
+
+
+def time_steps(loop: Loop, batches: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """Time real steps on a small and on a large batch; return seconds a step, and on top of them seconds a token."""
+    windows = loop.stage.windows
     times = []
-    for numbers in (small, large):
+    for numbers in batches:
         loop.step(0, numbers)  # warms up: memory, code paths
         seconds = []
         for trial in range(TRIALS):
@@ -199,14 +212,7 @@ def measure(run: Prepared, planned: Round) -> Cost:
         times.append((len(numbers) * max(len(windows[i].ids) for i in numbers), min(seconds)))
     (few, short), (many, long) = times
     per_token = max(0.0, long - short) / (many - few) if many > few else long / many
-    longest = max(range(len(windows)), key=lambda i: len(windows[i].ids))
-    with loop.accelerator.autocast():
-        one, two = (kept_for_backward(model, [windows[longest]] * count) for count in (1, 2))
-    activations = one + (two - one) * (planned.windows - 1)
-    memory = _fixed_memory(model, planned, teacher) | {"activations": activations}
-    if planned.name == "prune":
-        memory |= _statistics(recipe, matrices)
-    return Cost(max(0.0, short - few * per_token), per_token, memory)
+    return max(0.0, short - few * per_token), per_token
 
 
 def _masks(run: Prepared, matrices: Mapping[str, nn.Linear]) -> prune.Masks:
@@ -216,9 +222,8 @@ def _masks(run: Prepared, matrices: Mapping[str, nn.Linear]) -> prune.Masks:
     return prune.magnitude_masks(matrices, settings.sparsity, pattern=settings.pattern, scope=settings.scope)
 
 
-def _statistics(recipe: Recipe, matrices: Mapping[str, nn.Linear]) -> dict[str, int]:
+def criterion_memory(settings: Prune | None, matrices: Mapping[str, nn.Linear]) -> dict[str, int]:
     """What a criterion or reselection keeps of every weight: a row of its block's Fisher matrix, or one number."""
-    settings = recipe.prune
     weights = FLOAT * sum(matrix.weight.numel() for matrix in matrices.values())
     if settings and settings.criterion == "obert":
         return {"Fisher matrices": settings.fisher.block * weights}
@@ -240,6 +245,12 @@ def _trial_batches(windows: Sequence[Window], planned: Round) -> tuple[list[int]
 
 def kept_for_backward(model: PreTrainedModel, windows: Sequence[Window]) -> int:
     """Return the bytes that autograd keeps of a forward pass besides the model's own weights."""
+    model.train()
+    return kept_by(lambda: logits_of(model, collate(windows, model.device)), model)
+
+
+def kept_by(forward: Callable[[], Tensor], model: PreTrainedModel) -> int:
+    """Return the bytes that autograd keeps for the backward pass of what `forward` returns, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -249,23 +260,25 @@ def kept_for_backward(model: PreTrainedModel, windows: Sequence[Window]) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    model.train()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logits = logits_of(model, collate(windows, model.device))
+        result = forward()
     total = sum(kept.values())
-    del logits  # until here its graph keeps every storage alive, so no address comes twice
+    del result  # until here its graph keeps every storage alive, so no address comes twice
     return total
 
 
-def _fixed_memory(model: PreTrainedModel, planned: Round, teacher: PreTrainedModel | None) -> dict[str, int]:
-    groups = make_optimizer(model, planned.training).param_groups
+def fixed_memory(
+    model: PreTrainedModel, training: Training, teacher: PreTrainedModel | None, *, masked: bool
+) -> dict[str, int]:
+    """Return the bytes that a training needs whatever its batches are, by what holds them."""
+    groups = make_optimizer(model, training).param_groups
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     memory = {
         "weights": FLOAT * model.num_parameters(),
         "gradients": FLOAT * trained,
         "Adam": 2 * FLOAT * trained,
     }
-    if planned.sparse:
+    if masked:
         memory["masks"] = sum(matrix.weight.numel() for matrix in encoder_matrices(model).values())
     if teacher is not None:
         memory["teacher"] = FLOAT * teacher.num_parameters()
@@ -314,7 +327,8 @@ def available_memory() -> int:
     return free
 
 
-def _duration(seconds: float) -> str:
+def shown_duration(seconds: float) -> str:
+    """Return a duration as people say it."""
     if seconds < 90:
         return f"about {seconds:.0f} s"
     if seconds < 5400:

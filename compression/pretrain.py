@@ -19,13 +19,11 @@ from compression.layers import check_layers, keep_layers
 from compression.masking import MaskedWindows, cut_segments
 from compression.pattern import load_masks
 from compression.patterns import check_pattern
-from compression.recipe import Distillation, LanguageRecipe, Training
+from compression.recipe import Distillation, LanguageRecipe
 from compression.run import Look, check_same_vocabulary, keep_stage, open_folder
-from compression.text import load_corpus, split_documents
+from compression.text import drop_unfinished, load_corpus, split_documents
 from compression.train import Stage, append_metrics, read_metrics, seed_everything, train
 
-# A check tokenizes this many: seconds, where a whole corpus takes minutes.
-CHECKED_DOCUMENTS = 1000
 # While a stage runs so many windows are judged, to see where it stands; all of them at its end.
 QUICK_WINDOWS = 500
 
@@ -60,6 +58,7 @@ def prepare(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) 
     open_folder(folder, recipe_text)
     text = recipe.text
     files = [data / file for file in text.files]
+    processes.main_only(lambda: drop_unfinished(folder / "text"))
     processes.main_only(lambda: load_corpus(files, tokenizer, folder / "text", text.documents))
     corpus = load_corpus(files, tokenizer, folder / "text", text.documents)
     windows = []
@@ -70,22 +69,6 @@ def prepare(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) 
             segments = segments[: text.validation_windows]
         windows.append(MaskedWindows(corpus, segments, tokenizer, recipe.task.masked, seed))
     return PreparedText(recipe, folder, tokenizer, *windows)
-
-
-def describe(recipe: LanguageRecipe, recipe_text: str, data: Path, scratch: Path) -> str:
-    """Check a recipe on the first documents of its text and say what would be trained."""
-    few = min(recipe.text.documents or CHECKED_DOCUMENTS, CHECKED_DOCUMENTS)
-    run = prepare(replace(recipe, text=replace(recipe.text, documents=few)), recipe_text, data, scratch)
-    windows = run.train_windows
-    lines = [
-        f"{recipe.name}: {recipe.task.name} from {recipe.checkpoint}",
-        f"in the first {windows.corpus.documents:,} documents: {len(windows.corpus.tokens):,} tokens, "
-        f"{len(windows):,} windows to train on, {len(run.windows):,} held out",
-    ]
-    for name, training in recipe.stages():
-        size = f"{training.steps:,} steps" if training.steps else f"{training.epochs:g} epochs"
-        lines.append(f"{name:<10} {size} of {training.batch_size} windows")
-    return "\n".join(lines)
 
 
 def run_recipe(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) -> str:
@@ -134,7 +117,7 @@ def fit_teacher(run: PreparedText) -> str:
     if not target.is_dir():
         seed_everything(run.recipe.seed)  # a head that the checkpoint lacks starts at random
         model = load_language_model(source, run.recipe.task, dropout=settings.dropout, new_heads=True)
-        _train(run, model, "teacher", settings, seed=0)
+        train(model, make_stage(run, model, "teacher"), run.folder)
         _finish(run, model, "teacher", {})
     return str(target)
 
@@ -151,7 +134,7 @@ def fit_pruned(run: PreparedText, teacher: str) -> Path:
         model = load_language_model(source, recipe.task, dropout=training.dropout)
         if recipe.prune.keep_layers:
             keep_layers(model, recipe.prune.keep_layers)
-        masks = _train(run, model, "prune", training, seed=1, teacher=load_language_model(teacher, recipe.task))
+        masks = train(model, make_stage(run, model, "prune", load_language_model(teacher, recipe.task)), run.folder)
         _finish(run, model, "pruned", masks)
     return target
 
@@ -168,16 +151,12 @@ def scores_of(run: PreparedText, checkpoint: str, stage: str) -> dict[str, float
     return scores
 
 
-def _train(
-    run: PreparedText,
-    model: PreTrainedModel,
-    name: str,
-    training: Training,
-    *,
-    seed: int,
-    teacher: PreTrainedModel | None = None,
-) -> prune.Masks:
-    windows = replace(run.train_windows, seed=run.recipe.seed + seed)  # no stage sees the masks of another
+def make_stage(run: PreparedText, model: PreTrainedModel, name: str, teacher: PreTrainedModel | None = None) -> Stage:
+    """Return what the training loop needs for stage "teacher", or for "prune" with the model to distil from."""
+    number, training = (0, run.recipe.teacher) if teacher is None else (1, run.recipe.prune.training)
+    assert training is not None
+    seed = run.recipe.seed + number
+    windows = replace(run.train_windows, seed=seed)  # no stage sees the masks of another
     distillation: Distillation | None = None
     if teacher is not None:
         distillation = run.recipe.prune.distillation
@@ -185,20 +164,19 @@ def _train(
         teacher.to(processes.device())  # type: ignore[arg-type]
     few = replace(run.windows, segments=run.windows.segments[:QUICK_WINDOWS])
     steps = count_steps(len(windows), training.batch_size, training.epochs, training.steps)
-    stage = Stage(
+    return Stage(
         name=name,
         task=run.recipe.task.name,
         training=training,
-        seed=run.recipe.seed + seed,
+        seed=seed,
         windows=windows,
         matrices=language_matrices(model, run.recipe.task),
         masks={},
         schedule=run.recipe.prune if teacher is not None else None,
-        plan=FreshPlan(windows.lengths, training.batch_size, steps, run.recipe.seed + seed),
+        plan=FreshPlan(windows.lengths, training.batch_size, steps, seed),
         language_loss=LanguageLoss(model, run.recipe.task.next_sentence, distillation, teacher),
         judge=lambda: judge(model, few, run.recipe.task, name=f"{name} check")["accuracy"],
     )
-    return train(model, stage, run.folder)
 
 
 def _finish(run: PreparedText, model: PreTrainedModel, name: str, masks: prune.Masks) -> None:

@@ -6,7 +6,6 @@ A file is UTF-8, `.txt`, `.txt.gz` or `.txt.xz`: a paragraph a line, a blank lin
 import gzip
 import lzma
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from compression.data import DataError
+from compression.files import remove, writing
 
 _OPENERS = {".txt": open, ".gz": gzip.open, ".xz": lzma.open}
 # Documents that are tokenized together, on all cores: some megabytes of text.
@@ -79,14 +79,17 @@ def _documents(lines: IO[str]) -> Iterator[str]:
 def load_corpus(paths: Sequence[Path], tokenizer: Tokenizer, folder: Path, limit: int = 0) -> Corpus:
     """Return the tokens of the first `limit` documents (0 = all), without special tokens; kept in `folder`.
 
-    Raises DataError as `read_documents` does, and for less than two documents, which cannot be split.
+    Raises:
+        DataError: as `read_documents`, and for less than two documents, which cannot be split.
+        TrainingError: the disk is full.
     """
     if not folder.is_dir():
         scratch = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
         scratch.mkdir(parents=True)
         try:
-            documents = _tokenize(islice(read_documents(paths), limit or None), tokenizer, scratch)
+            with writing(scratch):
+                documents = _tokenize(islice(read_documents(paths), limit or None), tokenizer, scratch)
             if documents < 2:
                 raise DataError(
                     f"{', '.join(map(str, paths))}: {documents} document(s); training and validation need one each "
@@ -94,8 +97,14 @@ def load_corpus(paths: Sequence[Path], tokenizer: Tokenizer, folder: Path, limit
                 )
             _put_in_place(scratch, folder)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove(scratch)
     return Corpus(np.memmap(folder / "tokens.bin", _dtype(tokenizer), mode="r"), np.load(folder / "starts.npy"))
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove what a kill left of an earlier `load_corpus` into `folder`; nobody else may be at it."""
+    for left in folder.parent.glob(f"{folder.name}.*.tmp"):
+        remove(left)
 
 
 def _tokenize(documents: Iterator[str], tokenizer: Tokenizer, folder: Path) -> int:

@@ -140,7 +140,10 @@ def test_data_gives_the_metric_before_and_after(tmp_path: Path) -> None:
     model = trained(BertForSequenceClassification.from_pretrained(base, config=config))
     model.save_pretrained(base)
     data = tiny.write_sentiment(tmp_path / "dev.tsv")
-    status, output = export(base, tmp_path / "out", "--data", str(data), task="text-classification")
+    named = data.read_text().replace("sentence", "review", 1)
+    data.write_text(named)
+    options = ("--data", str(data), "--text", "review")
+    status, output = export(base, tmp_path / "out", *options, task="text-classification")
     assert status == 0, output
     quality = engine.read_manifest(tmp_path / "out").raw["quality"]
     assert (quality["dataset"], quality["examples"], quality["metric"]) == ("dev.tsv", 160, "accuracy")

@@ -120,4 +120,4 @@ def test_units() -> None:
         "1.23 MB",
         "98.8 GB",
     ]
-    assert [plan._duration(s) for s in (3, 600, 10_000)] == ["about 3 s", "about 10 min", "about 2.8 h"]
+    assert [plan.shown_duration(s) for s in (3, 600, 10_000)] == ["about 3 s", "about 10 min", "about 2.8 h"]

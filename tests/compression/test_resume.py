@@ -130,3 +130,30 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     status, output = zygote.run(*command(data, folder), save=1e9)
     assert status == 0, output
     assert results(folder) == results(whole)
+
+
+def test_a_language_model_killed_at_any_moment_ends_in_the_same_bytes(zygote: Zygote, tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base")
+    (tmp_path / "tiny.toml").write_text(tiny.language_recipe(base, tmp_path, steps=12))
+    status, output = zygote.run(*command(tmp_path, tmp_path / "whole"), save=1e9)
+    assert status == 0, output
+    folder, seen = tmp_path / "killed", set()
+    for at, path in ((3, "text."), (3, ""), (9, ""), (2, "teacher.tmp"), (14, ""), (2, "pruned.tmp"), (10**9, "")):
+        status, output = zygote.run(*command(tmp_path, folder), number=signal.SIGKILL, at=at, path=f"{folder}/{path}")
+        assert status == (0 if at == 10**9 else -signal.SIGKILL), output
+        seen.update(path.suffix for path in folder.iterdir() if path.name.startswith("text."))
+    assert ".tmp" in seen, "it was killed while tokenizing, too"
+    left = {path.name for path in folder.iterdir()}
+    assert left == {path.name for path in (tmp_path / "whole").iterdir()}, "nothing half-written is left"
+    for file in ("model.safetensors", "masks.safetensors", "tokenizer.json"):
+        assert (folder / "pruned" / file).read_bytes() == (tmp_path / "whole" / "pruned" / file).read_bytes()
+
+
+def test_a_full_disk_while_tokenizing_says_so_and_leaves_nothing(zygote: Zygote, tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base")
+    (tmp_path / "tiny.toml").write_text(tiny.language_recipe(base, tmp_path))
+    tiny.write_text(tmp_path / "text.txt", documents=600)
+    status, output = zygote.run(*command(tmp_path, tmp_path / "run"), file_bytes=2_000)
+    assert status == 2, output
+    assert "text." in output and "cannot be written" in output and "Traceback" not in output
+    assert not list((tmp_path / "run").glob("text*"))

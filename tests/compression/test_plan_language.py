@@ -1,0 +1,49 @@
+"""What a dry run says of a language recipe."""
+
+from pathlib import Path
+
+import pytest
+
+from compression import plan_language, pretrain
+from compression.language import load_language_model
+from compression.plan import Cost
+from compression.read_recipe import parse_recipe
+from compression.recipe import LanguageRecipe
+from tests.compression import tiny
+
+
+@pytest.fixture(params=[True, False], ids=["nsp", "mlm"])
+def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> pretrain.PreparedText:
+    base = tiny.checkpoint(tmp_path / "base")
+    text = tiny.language_recipe(base, tmp_path, next_sentence=request.param)
+    recipe = parse_recipe(text)
+    assert isinstance(recipe, LanguageRecipe)
+    return pretrain.prepare(recipe, text, tmp_path, tmp_path / "run")
+
+
+def test_memory_of_both_stages(prepared: pretrain.PreparedText) -> None:
+    recipe = prepared.recipe
+    costs: dict[str, Cost] = {
+        name: plan_language.measure(prepared, name, training) for name, training in recipe.stages()
+    }
+    model = load_language_model(recipe.checkpoint, recipe.task, new_heads=True)
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    teacher, pruning = costs["teacher"].memory, costs["prune"].memory
+    assert teacher["weights"] == weights and "teacher" not in teacher and "masks" not in teacher
+    assert pruning["teacher"] == weights
+    assert pruning["masks"] >= 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert all(cost.memory["activations"] > 0 and cost.fixed + cost.per_token > 0 for cost in costs.values())
+
+
+def test_it_trains_nothing_and_writes_nothing_into_the_run_folder(tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base")
+    text = tiny.language_recipe(base, tmp_path, steps=40)
+    recipe = parse_recipe(text)
+    assert isinstance(recipe, LanguageRecipe)
+    (tmp_path / "scratch").mkdir()
+    lines = plan_language.describe(recipe, text, tmp_path, tmp_path / "scratch", tmp_path / "run")
+    said = "\n".join(lines)
+    assert not (tmp_path / "run").exists()
+    for name, training in recipe.stages():
+        assert any(line.startswith(name) and f"40 steps of {training.batch_size} windows" in line for line in lines)
+    assert "in all     about " in said and "are available" in said and "are free" in said
