@@ -1,0 +1,145 @@
+"""`python -m bench.accuracy`: how much quality each way to prune keeps; makes docs/results.md from real runs.
+
+`run` trains every row that is not there yet, one after another, and can be stopped and called again; `report` reads the
+finished runs into bench/record/accuracy/rows.csv and writes the tables. bench/methods.py has the recipes.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench.methods import BUDGETS, METHODS, recipe, run_folder
+from bench.record import read_rows, write_rows
+
+ROOT: Final = Path(__file__).parents[1]
+ROWS: Final = ROOT / "bench" / "record" / "accuracy" / "rows.csv"
+RESULTS: Final = ROOT / "docs" / "results.md"
+BEGIN, END = "<!-- tables: python -m bench.accuracy report -->", "<!-- end of tables -->"
+TITLES: Final = {
+    "sst2": ("SST-2 dev, accuracy", 100.0),
+    "ner": ("CoNLL-2003 testa, entity F1", 100.0),
+    "squad": ("SQuAD v1.1 dev, F1", 1.0),
+}
+
+Row = Mapping[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run or report, as the command line says."""
+    options = _parser().parse_args(arguments)
+    if options.what == "run":
+        for seed in options.seeds:
+            for task in options.tasks:
+                for method in options.methods:
+                    train(method, task, seed, options.data, options.folder, options.threads)
+    else:
+        rows = list(collect(options.folder)) or read_rows(ROWS)
+        write_rows(ROWS, rows)
+        RESULTS.write_text(with_tables(RESULTS.read_text(encoding="utf-8"), tables(rows)), encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__)
+    made.add_argument("what", choices=("run", "report"))
+    made.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
+    made.add_argument(
+        "--folder", type=Path, default=Path(), help="where runs/ is; language models and qa.toml's run too"
+    )
+    made.add_argument("--tasks", nargs="+", choices=list(BUDGETS), default=list(BUDGETS))
+    made.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    made.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    made.add_argument("--threads", type=int, default=0, help="as of sparselane-compress run")
+    return made
+
+
+def train(method: str, task: str, seed: int, data: Path, folder: Path, threads: int) -> None:
+    """Run one row's recipe, unless its artifact is there. Raises CalledProcessError where the run fails."""
+    run = folder / run_folder(method, task, seed)
+    if (run / "artifact").is_dir():
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    written = run / "row.toml"
+    written.write_text(recipe(method, task, seed), encoding="utf-8")
+    _share_teacher(run, folder / run_folder("*", task, seed))
+    command = ["run", written.resolve(), "--data", data.resolve(), "--run-folder", run.resolve(), "--threads", threads]
+    print(f"== {run}", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "compression", *map(str, command)], cwd=folder, check=True)
+
+
+def _share_teacher(run: Path, siblings: Path) -> None:
+    """Take the teacher's logits from a row of the same teacher and windows: they are the same numbers."""
+    logits = "teacher_logits.safetensors"
+    for kept in siblings.parent.glob(f"{siblings.name}/{logits}"):
+        if not (run / logits).exists():
+            (run / logits).hardlink_to(kept)
+
+
+def collect(folder: Path) -> Iterable[Row]:
+    """Read what finished runs' manifests say: a row for each method, task and seed."""
+    for task in BUDGETS:
+        for method in METHODS:
+            for manifest in sorted(folder.glob(f"{run_folder(method, task, 0)[:-1]}*/artifact/manifest.json")):
+                found = json.loads(manifest.read_text(encoding="utf-8"))
+                quality, minutes = found["quality"], found["provenance"]["minutes"]
+                yield {
+                    "method": method,
+                    "task": task,
+                    "seed": found["provenance"]["seeds"][0],
+                    "metric": quality["metric"],
+                    "examples": quality["examples"],
+                    "dense": quality["dense"],
+                    "float32": quality["sparse"],
+                    "int8": quality["quantized"],
+                    "sparsity": round(found["sparsity"]["overall"], 4),
+                    "minutes": round(sum(minutes.values()), 1),
+                }
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """Return a Markdown table for each task: mean, spread and the relative loss to the dense model of the same seed."""
+    parts = []
+    for task, (title, factor) in TITLES.items():
+        parts += [
+            f"### {title}",
+            "",
+            "| method | seeds | float32 | loss | int8 | loss | zeros | minutes |",
+            "|---|---|---|---|---|---|---|---|",
+            *(
+                _line(name, [row for row in rows if row["task"] == task and row["method"] == method], factor)
+                for method, name in METHODS.items()
+            ),
+            "",
+        ]
+    return "\n".join(parts).rstrip()
+
+
+def _line(name: str, rows: Sequence[Row], factor: float) -> str:
+    if not rows:
+        return f"| {name} | not run | | | | | | |"
+    cells = []
+    for precision in ("float32", "int8"):
+        scores = [factor * float(row[precision]) for row in rows]
+        losses = [100 * (1 - float(row[precision]) / float(row["dense"])) for row in rows]
+        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
+        cells += [f"{statistics.mean(scores):.2f}{spread}", f"{statistics.mean(losses):.1f} %"]
+    zeros = statistics.mean(float(row["sparsity"]) for row in rows)
+    minutes = statistics.mean(float(row["minutes"]) for row in rows)
+    return f"| {name} | {len(rows)} | {' | '.join(cells)} | {100 * zeros:.1f} % | {minutes:.0f} |"
+
+
+def with_tables(text: str, made: str) -> str:
+    """Put the tables between their markers. Raises ValueError where the text has no markers."""
+    before, found, rest = text.partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not (found and closed):
+        raise ValueError(f"{RESULTS.name} holds no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    main()
