@@ -39,13 +39,14 @@ ENV PATH=/opt/sparselane/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     SPARSELANE_HOST=0.0.0.0 \
-    SPARSELANE_PORT=8000
+    SPARSELANE_PORT=8000 \
+    SPARSELANE_PROBE_PORT=9090
 WORKDIR /
 USER 10001:10001
-EXPOSE 8000
+EXPOSE 8000 9090
 STOPSIGNAL SIGTERM
 # The slim image has no curl. Liveness only, as in k8s/: a server that drains must not be called unhealthy.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ['SPARSELANE_PORT']}/healthz\", timeout=2)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ['SPARSELANE_PROBE_PORT']}/healthz\", timeout=2)"]
 ENTRYPOINT ["sparselane"]
 CMD ["serve"]

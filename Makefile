@@ -21,13 +21,13 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PORT=$(PORT) VENV=$(VENV) PYTHON=<interpreter, 3.11 to 3.13>"
 
-setup: $(VENV)/.dev ## Install everything a developer needs: service, trainer, tests
+setup: $(VENV)/.dev $(VENV)/.clients ## Install everything a developer needs: service, trainer, tests
 
 serve: $(VENV)/.service ## Build the engine and serve the embedded models on PORT (default 8000); no torch needed
 	@echo "==> Serving on http://localhost:$(PORT) (Ctrl-C stops, PORT=... picks another port)"
 	@SPARSELANE_PORT=$(PORT) exec $(BIN)/sparselane serve
 
-test: check ## Run the checks, then all tests
+test: check $(VENV)/.clients ## Run the checks, then all tests
 	@echo "==> Tests"
 	@$(BIN)/python -m pytest
 
@@ -83,4 +83,15 @@ $(VENV)/.service: $(VENV)/.tools $(SOURCES)
 $(VENV)/.dev: $(VENV)/.service
 	@echo "==> Installing the trainer and the test tools (torch takes a while the first time)"
 	@$(PIP) install --constraint constraints.txt 'sparselane[dev,compression]'
+	@touch $@
+
+# What only tests compare with, each in a folder of its own: an older transformers and huggingface_hub, a JavaScript client.
+$(VENV)/.clients: tests/pins/transformers4.txt $(wildcard tests/service/javascript/package*.json) | $(VENV)/.dev
+	@echo "==> Installing the clients and the older transformers that tests compare with"
+	@rm -rf $(VENV)/transformers4 $(VENV)/javascript
+	@$(PIP) install --no-deps --target $(VENV)/transformers4 --requirement tests/pins/transformers4.txt
+	@if command -v npm >/dev/null; then \
+	    mkdir -p $(VENV)/javascript && cp tests/service/javascript/package*.json $(VENV)/javascript && \
+	    npm ci --silent --no-audit --no-fund --prefix $(VENV)/javascript; \
+	else echo "note: no npm here: the tests with JavaScript clients will be skipped"; fi
 	@touch $@

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 import engine
-from bench import footprint, http_level, kernel_level, model_level
+from bench import footprint, http_level, kernel_level, model_level, soak
 from bench.ceilings import NoCeilingsError, measure_ceilings
 from bench.conversions import ConversionError, Conversions
 from bench.crew import WorkerError, WorkerProcess, start
@@ -28,6 +28,7 @@ REPEATS = 7
 KERNEL_REPEATS = 30
 HTTP_SECONDS = 8.0
 FOOTPRINT_REPEATS = 5
+SOAK_MINUTES = 20.0
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         for level in ("kernel", "model", "http") if options.level == "all" else (options.level,):
             _note(f"== {level}")
             try:
-                {"kernel": run_kernels, "model": run_models, "http": run_http}[level](
+                {"kernel": run_kernels, "model": run_models, "http": run_http, "soak": run_soak}[level](
                     options, folder, conversions, missing
                 )
             except (NoKernelsError, RuntimeError) as error:
@@ -64,14 +65,16 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "level",
-        choices=("kernel", "model", "http", "all"),
+        choices=("kernel", "model", "http", "soak", "all"),
         help="kernel: our products alone, beside the machine's measured limits. model: whole encoders beside the "
-        "peers, load time, memory. http: the running service under open-loop load. all: one after another.",
+        "peers, load time, memory. http: the running service under open-loop load. "
+        "soak: the same for long, is its memory flat? all: kernel, model and http, one after another.",
     )
     size = made.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few minutes, small models: does everything run?")
     size.add_argument("--full", action="store_true", help="model level: the whole grid, many hours")
     made.add_argument("--repeats", type=int, help=f"rounds of the model level (default {REPEATS}; 3 with --quick)")
+    made.add_argument("--minutes", type=float, default=SOAK_MINUTES, help="soak level: how long (default %(default)g)")
     made.add_argument("--threads", type=int, default=engine.threads_from_quota(), help="most threads (default: quota)")
     made.add_argument("--engines", nargs="+", choices=list(ENGINES), help="model level: only these (default: all)")
     made.add_argument("--models", nargs="+", help="model level: only cases of these models")
@@ -162,9 +165,18 @@ def run_kernels(options: argparse.Namespace, folder: Path, _conversions: Convers
 
 
 def run_http(options: argparse.Namespace, folder: Path, _conversions: Conversions, _missing: object) -> None:
-    """Write http.csv."""
+    """Write http.csv and http_alone.csv."""
     seconds = 1.5 if options.quick else HTTP_SECONDS
-    write_rows(folder / "http.csv", http_level.measure(options.threads, seconds, _note))
+    loaded, alone = http_level.measure(options.threads, seconds, _note)
+    write_rows(folder / "http.csv", loaded)
+    write_rows(folder / "http_alone.csv", alone)
+
+
+def run_soak(options: argparse.Namespace, folder: Path, _conversions: Conversions, _missing: object) -> None:
+    """Write soak_memory.csv and soak_load.csv."""
+    memory, load = soak.measure(options.threads, 0.25 if options.quick else options.minutes, _note)
+    write_rows(folder / "soak_memory.csv", memory)
+    write_rows(folder / "soak_load.csv", load)
 
 
 def _note(text: str) -> None:

@@ -35,28 +35,29 @@ def service_footprint(artifact: Path, threads: int) -> dict[str, float]:
     with TemporaryDirectory() as folder:
         (Path(folder) / artifact.name).symlink_to(artifact.resolve())
         began = perf_counter()
-        with service(Path(folder), threads) as (process, _):
+        with service(Path(folder), threads) as (process, _, _):
             seconds = perf_counter() - began
             return {"seconds": seconds, "resident_bytes": resident_bytes(process.pid)}
 
 
 @contextmanager
-def service(models: Path | None, threads: int) -> "Iterator[tuple[subprocess.Popen[bytes], int]]":
-    """Run `sparselane serve` on a free local port until the block ends; gives process and port once it is ready.
+def service(models: Path | None, threads: int) -> "Iterator[tuple[subprocess.Popen[bytes], int, int]]":
+    """Run `sparselane serve` on free local ports until the block ends; gives process, port and probe port once ready.
 
     models None: the embedded ones. Raises RuntimeError when it ends or does not get ready in time.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    with socket.socket() as one, socket.socket() as other:
+        for free in (one, other):
+            free.bind(("127.0.0.1", 0))
+        port, probe_port = (int(free.getsockname()[1]) for free in (one, other))
     command = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--threads", str(threads), "--log-level", "warning"]
+    command += ["--probe-port", str(probe_port), "--threads", str(threads), "--log-level", "warning"]
     command += ["--models-dir", str(models)] if models else []
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SPARSELANE_")}
     process = subprocess.Popen(command, cwd=ROOT, env=environment | {"SPARSELANE_NOTICE_SECONDS": "0"})
     try:
         _wait_until_ready(process, port)
-        yield process, port
+        yield process, port, probe_port
     finally:
         process.send_signal(signal.SIGTERM)
         try:

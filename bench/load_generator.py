@@ -1,11 +1,12 @@
-"""An open-loop load generator: requests leave at a fixed rate whatever the answers do.
+"""An open-loop load generator: requests leave when they should, whatever the answers do.
 
 Latency counts from the moment a request *should* have left. A closed loop, which waits for an answer before it asks
 again, sends less just when the server is slow and so hides what its users would feel ("coordinated omission").
 """
 
 import asyncio
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -15,11 +16,33 @@ TIMEOUT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Request:
-    """One POST and the answer it must get, byte for byte; expected None: any answer with status 200."""
+    """One POST and the answer it must get, byte for byte; expected None: any answer with status 200.
+
+    `kind` is for the tables; `deadline_ms` goes with it as X-Request-Timeout-Ms.
+    """
 
     path: str
     body: bytes
     expected: bytes | None = None
+    kind: str = ""
+    deadline_ms: int | None = None
+
+    def head(self, host: str) -> bytes:
+        """Return the request line and headers."""
+        deadline = f"x-request-timeout-ms: {self.deadline_ms}\r\n" if self.deadline_ms else ""
+        return (
+            f"POST {self.path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n{deadline}"
+            f"content-length: {len(self.body)}\r\n\r\n"
+        ).encode()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Status, headers in lower case, body."""
+
+    status: int
+    fields: Mapping[str, str]
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -29,6 +52,7 @@ class Outcome:
     intended: float
     latency: float
     error: str
+    kind: str = ""
 
 
 class Connections:
@@ -39,21 +63,36 @@ class Connections:
         self._address = host, port
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def post(self, request: Request) -> tuple[int, bytes]:
-        """Send a request and return status and body."""
-        reader, writer = self._free.pop() if self._free else await asyncio.open_connection(*self._address)
+    async def post(self, request: Request) -> Answer:
+        """Send a request and return its answer."""
+        return await self._send(request.head(self._address[0]) + request.body)
+
+    async def get(self, path: str) -> Answer:
+        """Send a GET and return its answer."""
+        return await self._send(f"GET {path} HTTP/1.1\r\nhost: {self._address[0]}\r\n\r\n".encode())
+
+    async def _send(self, message: bytes) -> Answer:
+        reader, writer = self._kept() or await asyncio.open_connection(*self._address)
         try:
-            head = (
-                f"POST {request.path} HTTP/1.1\r\nhost: {self._address[0]}\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(request.body)}\r\n\r\n"
-            )
-            writer.write(head.encode() + request.body)
-            answer = await _read_answer(reader)
+            writer.write(message)
+            answer, stays = await _read_answer(reader)
         except BaseException:
             writer.close()
             raise
-        self._free.append((reader, writer))
+        if stays:
+            self._free.append((reader, writer))
+        else:
+            writer.close()
         return answer
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Return the connection used last that the server has not closed since, as it does with idle ones."""
+        while self._free:
+            reader, writer = self._free.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
     def close(self) -> None:
         """Close all that are free."""
@@ -62,20 +101,31 @@ class Connections:
         self._free.clear()
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+async def _read_answer(reader: asyncio.StreamReader) -> tuple[Answer, bool]:
+    """Read an answer, and whether the connection stays open after it."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     fields = dict(line.lower().split(":", 1) for line in head[1:] if ":" in line)
     if "content-length" not in fields:
         raise ConnectionError("the answer has no content-length")
-    return int(head[0].split()[1]), await reader.readexactly(int(fields["content-length"]))
+    version, status = head[0].split()[:2]
+    body = await reader.readexactly(int(fields["content-length"]))
+    return Answer(int(status), fields, body), version == "HTTP/1.1" and "close" not in fields.get("connection", "")
 
 
-async def offer(connections: Connections, requests: Sequence[Request], rate: float, seconds: float) -> list[Outcome]:
-    """Send `rate` requests a second, in turn from `requests`, and return all outcomes in the order of departure."""
+def poisson(rate: float, seconds: float, seed: int) -> list[float]:
+    """Return times of departure, s: independent of each other, `rate` a second on average, as of many callers."""
+    chance = random.Random(seed)
+    times = [0.0]
+    while times[-1] < seconds:
+        times.append(times[-1] + chance.expovariate(rate))
+    return times[:-1] or times
+
+
+async def offer(connections: Connections, requests: Sequence[Request], departures: Sequence[float]) -> list[Outcome]:
+    """Send a request at each of `departures`, in turn from `requests`; return all outcomes in that order."""
     began = perf_counter()
     tasks = []
-    for number in range(max(1, round(rate * seconds))):
-        intended = number / rate
+    for number, intended in enumerate(departures):
         # Sleeping is late by a little; the latency counts from `intended`, so that shows and is not hidden.
         if (wait := began + intended - perf_counter()) > 0:
             await asyncio.sleep(wait)
@@ -87,16 +137,16 @@ async def _one(connections: Connections, request: Request, began: float, intende
     error = ""
     try:
         left = began + intended + TIMEOUT_SECONDS - perf_counter()
-        status, body = await asyncio.wait_for(connections.post(request), max(0.0, left))
-        if status != 200:
-            error = f"status {status}"
-        elif request.expected is not None and body != request.expected:
+        answer = await asyncio.wait_for(connections.post(request), max(0.0, left))
+        if answer.status != 200:
+            error = f"status {answer.status}"
+        elif request.expected is not None and answer.body != request.expected:
             error = "another answer"
     except TimeoutError:
         error = "timeout"
     except (OSError, asyncio.IncompleteReadError) as broken:
         error = type(broken).__name__
-    return Outcome(intended, perf_counter() - began - intended, error)
+    return Outcome(intended, perf_counter() - began - intended, error, request.kind)
 
 
 async def saturate(connections: Connections, requests: Sequence[Request], clients: int, seconds: float) -> float:
@@ -107,8 +157,8 @@ async def saturate(connections: Connections, requests: Sequence[Request], client
     async def client(number: int) -> None:
         nonlocal answered
         while perf_counter() < end:
-            await connections.post(requests[number % len(requests)])
-            answered += 1
+            answer = await connections.post(requests[number % len(requests)])
+            answered += answer.status == 200  # not around `await`, which would keep an old count
             number += 1
 
     began = perf_counter()

@@ -19,6 +19,7 @@ def draw(folder: Path, tables: Mapping[str, Rows]) -> list[str]:
         "sparsity": _sparsity(cases),
         "crossover": _crossover(tables["kernels"]),
         "http": _http(tables["http"]),
+        "soak": _soak(tables.get("soak_memory", ()), tables.get("soak_load", ())),
     }
     names = []
     for name, figure in drawn.items():
@@ -109,15 +110,42 @@ def _crossover(rows: Rows) -> Any:
 
 
 def _http(rows: Rows) -> Any:
+    """Latency of what was accepted, and below it what was answered in time, over what was offered."""
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
     if not workloads:
         return None
-    figure, axes = _axes("Latency under open-loop load", "requests offered/s", "ms (logarithmic)", len(workloads))
+    title = "Open-loop load: latency of accepted requests, and what is answered in time"
+    figure, axes = _axes(title, "requests offered/s", "ms (logarithmic)", len(workloads))
     for workload, one in zip(workloads, axes, strict=True):
         chosen = [row for row in rows if row["workload"] == workload]
-        for name in ("p50_s", "p90_s", "p99_s"):
+        for name in ("p50_s", "p95_s", "p99_s"):
             points = [(float(row["offered_rate"]), 1e3 * float(row[name])) for row in chosen if row[name]]
             one.plot([p[0] for p in points], [p[1] for p in points], marker="o", label=name.removesuffix("_s"))
         one.set(title=workload, yscale="log")
+        answered = one.twinx()
+        rates = [(float(row["offered_rate"]), float(row["answered_rate"])) for row in chosen]
+        answered.plot([r[0] for r in rates], [r[1] for r in rates], color="black", marker="s", label="in time/s")
+        answered.set_ylim(bottom=0)
+    answered.set_ylabel("answered in time/s (black)")
     axes[0].legend(fontsize=7)
+    return figure
+
+
+def _soak(memory: Rows, load: Rows) -> Any:
+    if not memory or not load:
+        return None
+    figure, (sizes, files, waits) = _axes("Soak: steady mixed load", "minutes", "", 3)
+    minutes = [float(row["second"]) / 60 for row in memory]
+    resident = [float(row["resident_bytes"]) / 1e6 for row in memory]
+    sizes.plot(minutes, resident)
+    sizes.set(title="resident memory, MB", ylim=(0, 1.2 * max(resident)))
+    for name in ("open_files", "threads"):
+        files.plot(minutes, [int(row[name]) for row in memory], label=name.replace("_", " "))
+    files.set(title="open files, threads", ylim=(0, None))
+    files.legend(fontsize=7)
+    for name in ("p50_s", "p99_s"):
+        points = [(float(row["second"]) / 60, 1e3 * float(row[name])) for row in load if row[name]]
+        waits.plot([p[0] for p in points], [p[1] for p in points], label=name.removesuffix("_s"))
+    waits.set(title="latency, ms (logarithmic)", yscale="log")
+    waits.legend(fontsize=7)
     return figure

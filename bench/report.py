@@ -5,19 +5,23 @@ from pathlib import Path
 from statistics import median
 
 from bench.engines import ENGINES, OURS
+from bench.http_level import DEADLINE_MS
 from bench.plots import draw
 from bench.record import read_rows
+from bench.soak import growth
 from bench.summary import CaseKey, CaseSummary, summarize
 
 Rows = Sequence[Mapping[str, str]]
 # The limits that the project set itself, shown beside what was measured.
 LOAD_LIMIT_SECONDS = {"bert-large": 1.5}
+HTTP_QUANTILES = ("p50_s", "p95_s", "p99_s", "short_p99_s", "long_p99_s")
 RESIDENT_LIMIT_MB = {"bert-base": 120, "bert-large": 250}
 
 
 def write_report(folder: Path) -> None:
     """Write README.md and the plots into a record's folder, from whichever CSV files lie there."""
-    tables = {name: read_rows(folder / f"{name}.csv") for name in ("models", "idle", "footprint", "kernels", "http")}
+    names = ("models", "idle", "footprint", "kernels", "http", "http_alone", "soak_memory", "soak_load")
+    tables = {name: read_rows(folder / f"{name}.csv") for name in names}
     ceilings = read_rows(folder / "ceilings.csv")
     pictures = draw(folder, tables)
     machine = (folder / "machine.txt").read_text(encoding="utf-8")
@@ -32,7 +36,9 @@ def write_report(folder: Path) -> None:
         _footprint(tables["footprint"]),
         _ceilings(ceilings),
         _kernels(tables["kernels"]),
+        _http_alone(tables["http_alone"]),
         _http(tables["http"]),
+        _soak(tables["soak_memory"], tables["soak_load"]),
         "\n\n".join(f"![{name}]({name}.png)" for name in pictures),
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
@@ -186,18 +192,58 @@ def _kernels(rows: Rows) -> str:
     return f"## Kernels\n\n{note}\n\n{table(head, lines)}"
 
 
+def _http_alone(rows: Rows) -> str:
+    if not rows:
+        return ""
+    lines = [
+        [
+            row["workload"],
+            row["kind"],
+            *(f"{1e3 * float(row[name]):.2f}" for name in ("total_s", "engine_s", "overhead_s")),
+        ]
+        for row in rows
+    ]
+    head = ["requests", "input", "whole answer, ms", "in the engine, ms", "everything else, ms"]
+    return "## HTTP, one client\n\nMedians, from the client's first byte to its last.\n\n" + table(head, lines)
+
+
 def _http(rows: Rows) -> str:
     if not rows:
         return ""
     lines = [
         [
             *(row["workload"], f"{100 * float(row['share']):.0f} %", f"{float(row['offered_rate']):.0f}"),
-            f"{float(row['answered_rate']):.0f}",
-            *(f"{1e3 * float(row[q]):.1f}" if row[q] else "" for q in ("p50_s", "p90_s", "p99_s")),
+            *(f"{float(row['answered_rate']):.0f}", f"{100 * float(row['refused']) / float(row['requests']):.0f} %"),
+            *(f"{1e3 * float(row[q]):.0f}" if row[q] else "" for q in HTTP_QUANTILES),
+            *(f"{1e3 * float(row[q]):.0f}" for q in ("readyz_max_s", "metrics_max_s")),
             *(row["requests"], f"{row['errors']} {row['error_kinds']}".strip()),
         ]
         for row in rows
     ]
-    head = ["requests", "of closed loop", "offered/s", "answered/s", "p50 ms", "p90 ms", "p99 ms", "sent", "errors"]
-    note = "Open loop, latency from the intended time of departure; the load generator shares the machine."
+    head = ["requests", "of closed loop", "offered/s", "answered in time/s", "refused", "p50 ms", "p95 ms", "p99 ms"]
+    head += ["p99 short", "p99 long", "/readyz max", "/metrics max", "sent", "errors"]
+    note = (
+        "Open loop, Poisson arrivals, latency of accepted requests from the intended time of departure, all with a "
+        f"deadline of {DEADLINE_MS} ms; the load generator shares the machine."
+    )
     return f"## HTTP, embedded models\n\n{note}\n\n{table(head, lines)}"
+
+
+def _soak(memory: Rows, load: Rows) -> str:
+    if not memory or not load:
+        return ""
+    before, after = growth(memory)
+    files = [int(row["open_files"]) for row in memory]
+    errors = sum(int(row["errors"]) for row in load)
+    slowest = max(float(row["p99_s"]) for row in load if row["p99_s"])
+    facts = [
+        f"{float(memory[-1]['second']) / 60:.0f} minutes at {float(load[0]['offered_rate']):.0f} requests/s, "
+        f"{sum(int(row['requests']) for row in load):,} requests, {errors} errors",
+        f"resident memory: {before / 1e6:.1f} MB in the second quarter of the time, {after / 1e6:.1f} MB in the last "
+        f"({(after - before) / 1e6:+.1f} MB)",
+        f"open files: {min(files)} to {max(files)}; slowest p99 of a slice: {1e3 * slowest:.0f} ms",
+    ]
+    note = (
+        "Tasks and lengths mixed, a text of many windows in each round; beside it refused requests, clients that leave."
+    )
+    return f"## Soak\n\n{note}\n\n" + "\n".join(f"* {fact}" for fact in facts)

@@ -66,6 +66,11 @@ class Model:
         """The name of the kernels that run, one of `supported_isas()`."""
         return self._native.isa
 
+    @property
+    def formats(self) -> list[str]:
+        """The format that each matrix got, in the order of the manifest's `matrices`; see docs/engine.md."""
+        return self._native.formats
+
     def forward(self, input_ids: Int32s, lengths: Int32s, type_ids: Int32s | None = None) -> Floats:
         """Run a ragged batch and return its logits.
 
@@ -166,14 +171,19 @@ def threads_from_quota(root: str | Path = "/") -> int:
     root: where proc/ and sys/ lie, for tests. Reads cgroup v2 (cpu.max) and v1 (cpu.cfs_quota_us), of the process's
     group and all above it; at least 1. More threads than quota would be stopped by the kernel in mid-request.
     """
-    root = Path(root)
+    return max(1, int(cpu_quota(root)))
+
+
+def cpu_quota(root: str | Path = "/") -> float:
+    """Return what `threads_from_quota` rounds down: the CPUs this process may keep busy."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for group in _cgroups(root) if (quota := _quota(group)) is not None]
-    return max(1, int(min([float(cpus), *quotas])))
+    quotas = [quota for group in cpu_groups(root) if (quota := _quota(group)) is not None]
+    return min([float(cpus), *quotas])
 
 
-def _cgroups(root: Path) -> list[Path]:
-    """List the folders that may hold a CPU quota for this process, from the group itself to the hierarchy's root."""
+def cpu_groups(root: str | Path = "/") -> list[Path]:
+    """List the folders that may hold a CPU quota for this process: where it may be mounted, then the way up from it."""
+    root = Path(root)
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

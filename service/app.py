@@ -1,5 +1,6 @@
 """The HTTP face: routes, and nothing that takes time."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,14 +13,29 @@ from fastapi import Response as HttpResponse
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
-from service.errors import FieldError, NotReadyError, problem
+from service.access import Access
+from service.admin import add_admin_routes
+from service.deadlines import Deadlines
+from service.deepsparse import add_deepsparse_routes
+from service.documentation import ADMIN_PROBLEMS, PROBLEMS
+from service.errors import problem
+from service.health import Health
+from service.hugging_face import BODIES, add_hugging_face_routes
+from service.keys import Keyring
 from service.metrics import Metrics
 from service.middleware import PROBLEM_JSON, BodyGuard, Lifecycle, RequestContext
+from service.model_list import add_model_routes
 from service.models import Models
+from service.open_inference import add_open_inference_routes
+from service.pages import add_page_routes
 from service.pipeline import TASKS, Pipeline
 from service.question_answering import QUESTION_ANSWERING
+from service.reloading import Reloader
 from service.schemas import (
     Answer,
     Entity,
@@ -35,60 +51,106 @@ from service.settings import Settings
 from service.task import Entry, Item, Parameters, Task
 from service.text_classification import TEXT_CLASSIFICATION
 from service.token_classification import TOKEN_CLASSIFICATION
+from service.tracing import Tracing
 from service.validation import translated
 
-PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"description": text, "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
-    for status, text in (
-        (400, "The body is no JSON."),
-        (404, "No such model here."),
-        (413, "Over a limit of this server."),
-        (415, "The body does not say that it is JSON."),
-        (422, "A field or parameter is wrong: `errors` has its pointer, value and limit."),
-        (503, "The queue is full; `Retry-After` says when to try again."),
-    )
-}
+# What a page of another origin may send and read; TEI forgot `authorization`, so keys and pages excluded each other.
+CORS_REQUEST_HEADERS: Final = (
+    *("authorization", "x-api-key", "content-type", "x-request-id", "traceparent", "tracestate"),
+    *("x-request-timeout-ms", "x-priority", "inference-header-content-length"),
+)
+CORS_ANSWER_HEADERS: Final = ("x-request-id", "server-timing", "retry-after", "ratelimit", "ratelimit-policy")
 
 
-def create_app(settings: Settings, models: Models) -> FastAPI:
-    """Return the application; its `state.lifecycle.stopping` turns /readyz to 503."""
-    metrics = Metrics(models, TASKS)
+def create_app(settings: Settings, models: Models, tracing: Tracing | None = None) -> FastAPI:
+    """Return the application.
+
+    Its `state` has `lifecycle`, whose `stopping` turns /readyz to 503, `health`, and `reloader`, for SIGHUP. `tracing`
+    is the settings', unless given.
+
+    Raises:
+        StartupError: the keys file is wrong, or spans are to be sent and the extra `otel` is not installed.
+    """
+    keys = Keyring(settings.keys_file)
+    if tracing is None and settings.otlp_endpoint:
+        tracing = Tracing.to(settings.otlp_endpoint)
+    metrics = Metrics(models, TASKS, settings.max_queue_tokens, _version())
+    reloader = Reloader(models, keys, settings, metrics)
     pipeline = Pipeline(settings, metrics)
     lifecycle = Lifecycle()
+    health = Health(models, lifecycle, pipeline, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         pipeline.start()
+        heartbeat = asyncio.create_task(health.beat(), name="heartbeat")
+        await asyncio.sleep(0)  # for the first beat
         yield
         await pipeline.close()
+        heartbeat.cancel()
+        reloader.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="sparselane",
         version=_version(),
         description="Question answering, text classification and NER with sparse, 8-bit BERT models.",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere; ours is in service/pages.py
+        redoc_url=None,
+        # FastAPI's own spans and log events would double ours, and the events hold messages that quote texts.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.lifecycle = lifecycle
-    _document_problems(app)
+    app.state.reloader = reloader
+    app.state.health = health
+    _complete_document(app, keys.required, Problem, *BODIES)
     # The last added is the outermost.
-    app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
-    app.add_middleware(RequestContext, metrics=metrics, tasks=frozenset(TASKS), lifecycle=lifecycle)
+    app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes, max_seconds=settings.read_seconds)
+    app.add_middleware(Deadlines, default_ms=settings.request_timeout_ms, entered=pipeline.entered, metrics=metrics)
+    app.add_middleware(Access, keys=keys)
+    app.add_middleware(
+        RequestContext,
+        metrics=metrics,
+        tasks=frozenset(TASKS),
+        lifecycle=lifecycle,
+        tracing=tracing,
+        log_texts=settings.log_texts,
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=CORS_REQUEST_HEADERS,
+            expose_headers=CORS_ANSWER_HEADERS,
+        )
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_problem)
     _add_task_routes(app, pipeline, models)
-    _add_operations_routes(app, models, metrics, lifecycle)
+    add_model_routes(app, models)
+    _add_operations_routes(app, health)
+    add_hugging_face_routes(app, pipeline, models, PROBLEMS)
+    add_open_inference_routes(app, pipeline, models, health)
+    add_deepsparse_routes(app, pipeline, models)
+    add_admin_routes(app, models, reloader, PROBLEMS | ADMIN_PROBLEMS)
+    add_page_routes(app)
     return app
 
 
-def _document_problems(app: FastAPI) -> None:
-    """Put the schema of problem bodies where `PROBLEMS` refers to it: no route returns it, so FastAPI leaves it out."""
-    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    extra = {**schema.pop("$defs"), "Problem": schema}
+def _complete_document(app: FastAPI, keys: bool, *kinds: type[BaseModel]) -> None:
+    """Add what FastAPI leaves out: schemas that routes refer to by name, as `PROBLEMS` does; that keys are needed."""
+    template = "#/components/schemas/{model}"
+    extra = models_json_schema([(kind, "validation") for kind in kinds], ref_template=template)[1]["$defs"]
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = original()
         document["components"]["schemas"].update(extra)
+        if keys:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"key": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it
@@ -102,53 +164,43 @@ def _version() -> str:
 
 
 def _add_task_routes(app: FastAPI, pipeline: Pipeline, models: Models) -> None:
-    async def answered(
-        task: Task[Item, Parameters, Entry], body: Request[Item, Parameters], request: HttpRequest
-    ) -> HttpResponse:
+    async def answered(task: Task[Item, Parameters, Entry], body: Request[Item, Parameters]) -> HttpResponse:
         model = models.find(task.name, body.model)
-        request.state.model = model.name
         answer, stages = await pipeline.answer(task, model, body)
         timing = ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in stages.items())
         return HttpResponse(answer.model_dump_json(), media_type="application/json", headers={"server-timing": timing})
 
     @app.post("/v1/question-answering", response_model=Response[Answer], responses=PROBLEMS, tags=["answers"])
-    async def question_answering(body: QuestionAnsweringRequest, request: HttpRequest) -> HttpResponse:
+    async def question_answering(body: QuestionAnsweringRequest) -> HttpResponse:
         """Find the answers to questions in the texts that come with them."""
-        return await answered(QUESTION_ANSWERING, body, request)
+        return await answered(QUESTION_ANSWERING, body)
 
     @app.post("/v1/text-classification", response_model=Response[Label], responses=PROBLEMS, tags=["answers"])
-    async def text_classification(body: TextClassificationRequest, request: HttpRequest) -> HttpResponse:
+    async def text_classification(body: TextClassificationRequest) -> HttpResponse:
         """Label texts, for example with their sentiment."""
-        return await answered(TEXT_CLASSIFICATION, body, request)
+        return await answered(TEXT_CLASSIFICATION, body)
 
     @app.post("/v1/token-classification", response_model=Response[Entity], responses=PROBLEMS, tags=["answers"])
-    async def token_classification(body: TokenClassificationRequest, request: HttpRequest) -> HttpResponse:
+    async def token_classification(body: TokenClassificationRequest) -> HttpResponse:
         """Find the people, places and other entities in texts."""
-        return await answered(TOKEN_CLASSIFICATION, body, request)
+        return await answered(TOKEN_CLASSIFICATION, body)
 
 
-def _add_operations_routes(app: FastAPI, models: Models, metrics: Metrics, lifecycle: Lifecycle) -> None:
-    def reasons() -> list[FieldError]:
-        failed = [FieldError("", f"{name}: {why}") for name, why in sorted(models.failures.items())]
-        return [*failed, *([FieldError("", "the server is stopping")] if lifecycle.stopping else [])]
-
-    @app.get("/healthz", tags=["operations"])
+def _add_operations_routes(app: FastAPI, health: Health) -> None:
+    @app.get("/healthz", tags=["operations"], responses={503: {**PROBLEMS[503], "description": "Why not."}})
     async def healthz() -> dict[str, str]:
-        """Say that the process answers; nothing else, so that a busy engine or a bad model never gets it killed."""
-        return {"status": "alive"}
+        """Say that the process works; load, and models that failed to load, never get it killed."""
+        return health.live()
 
     @app.get("/readyz", tags=["operations"], responses={503: {**PROBLEMS[503], "description": "Why it is not ready."}})
     async def readyz() -> dict[str, object]:
         """Say whether requests should be sent here: every model loaded and proven, and the server not stopping."""
-        if why := reasons():
-            raise NotReadyError("; ".join(reason.message for reason in why), *why)
-        return {"status": "ready", "models": sorted(models.serving)}
+        return health.ready()
 
     @app.get("/metrics", tags=["operations"], response_class=HttpResponse)
     async def metrics_page() -> HttpResponse:
         """Show the metrics in Prometheus' text format."""
-        metrics.ready.set(0 if reasons() else 1)
-        return HttpResponse(metrics.page(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return HttpResponse(health.page(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _invalid(_: HttpRequest, error: Exception) -> NoReturn:

@@ -2,39 +2,42 @@
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import ceil
 from time import perf_counter
 from typing import Final
 
 import numpy as np
 
-from service.errors import EngineFailedError, OverloadedError, TooLargeError
+from service.call import Call, current
+from service.errors import DeadlineError, EngineFailedError, OverloadedError, TooLargeError
+from service.front import Front
 from service.metrics import Metrics
 from service.models import Model
+from service.schedule import Job, Schedule
 from service.windows import Floats, Window
 
 log = logging.getLogger("sparselane")
 
-# Weight of the newest batch in the running mean of the engine's speed.
-NEWEST: Final = 0.2
-LONGEST_RETRY_SECONDS: Final = 60
+# Characters for which one token is expected at least, before a text is read. English has 4 to 5; a guess that is too
+# low refuses nothing that would have been in time.
+CHARACTERS_PER_TOKEN: Final = 6
+# What the gauge of the wait is worth while nobody waits.
+NO_CALL: Final = Call()
 
 
 @dataclass(eq=False)
-class _Job:
-    """The windows of one request; `taken` of them are in a batch or done."""
+class _Job(Job):
+    """A job that somebody waits for."""
 
-    model: Model
-    windows: Sequence[Window]
-    answered: asyncio.Future[None]
-    queued_at: float
+    answered: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     started_at: float = 0.0
-    taken: int = 0
     logits: list[Floats] = field(default_factory=list)
+
+
+_Batch = Sequence[tuple[_Job, Window]]
 
 
 @dataclass(frozen=True)
@@ -47,24 +50,25 @@ class Inferred:
 
 
 class Batcher:
-    """Runs the engine on batches of at most `max_batch_tokens`, first come, first served; one model per batch.
+    """Runs the engine on batches of at most `max_batch_tokens`, in the order of a Schedule; one model per batch.
 
     Only the event loop touches the queue, so there are no locks. A request is admitted whole or refused whole. Where
-    its client has gone, what is not yet in a batch is dropped. An answer never depends on its batch: the engine
-    guarantees the same bits.
+    its client has gone or its deadline has passed, what is not yet in a batch is dropped. An answer never depends on
+    its batch: the engine guarantees the same bits.
     """
 
     def __init__(self, max_batch_tokens: int, max_queue_tokens: int, metrics: Metrics) -> None:
         """Make a queue that nothing serves yet, see `start`."""
-        self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._metrics = metrics
-        self._jobs: deque[_Job] = deque()
+        self.front = Front()
+        self._schedule: Schedule[_Job] = Schedule(max_batch_tokens)
         self._tokens = 0
-        self._tokens_per_second = 0.0
         self._arrived = asyncio.Event()
         self._engine = ThreadPoolExecutor(1, "engine")
         self._loop: asyncio.Task[None] | None = None
+        # When the call of the engine began that has not returned, `perf_counter` seconds; read by other threads.
+        self.engine_since: float | None = None
 
     def start(self) -> None:
         """Begin to serve the queue; needs a running event loop."""
@@ -72,7 +76,7 @@ class Batcher:
 
     async def close(self) -> None:
         """Answer everything that was admitted, then stop."""
-        while self._jobs or self._tokens:
+        while len(self._schedule) or self._tokens:
             await asyncio.sleep(0.01)
         if self._loop is not None:
             self._loop.cancel()
@@ -84,91 +88,121 @@ class Batcher:
         """Tokens that were admitted and are not answered."""
         return self._tokens
 
+    @property
+    def runs(self) -> bool:
+        """Whether the queue is served; read by other threads."""
+        return self._loop is not None and not self._loop.done()
+
+    def check_wait(self, call: Call) -> None:
+        """Raise OverloadedError where even the smallest request would be late: all that is known before the body."""
+        self._schedule.check(call.lane, call.deadline, perf_counter(), outside=self.front.seconds)
+
     def check_room(self, tokens: int) -> None:
         """Raise OverloadedError unless `tokens` more fit now, or TooLargeError if they never will."""
         if tokens > self._max_queue_tokens:
-            raise TooLargeError.at(
-                "/inputs",
-                f"{tokens} tokens are more than the {self._max_queue_tokens} that this server holds: send fewer inputs",
-                value=tokens,
-                limit=self._max_queue_tokens,
-            )
+            raise too_many_tokens(tokens, self._max_queue_tokens)
         if self._tokens + tokens > self._max_queue_tokens:
             raise OverloadedError(
                 f"{self._tokens} tokens wait and {tokens} more are over the limit of {self._max_queue_tokens}",
-                retry_after=self._seconds_for(self._tokens),
+                retry_after=self._schedule.retry_after(perf_counter()),
             )
+
+    @contextmanager
+    def reading(self, model: Model, characters: int) -> Iterator[None]:
+        """Count the work of texts while they are tokenized, at a guess; raises OverloadedError as `infer` would.
+
+        So reading cannot pile up before the queue: whoever comes meanwhile sees what will be in front of it.
+        """
+        tokens = min(1 + characters // CHARACTERS_PER_TOKEN, self._max_queue_tokens)
+        base, call = tokens * model.cost.per_token, current()
+        self.check_room(tokens)
+        lane = self._schedule.lane(tokens, call.lane)
+        own = base * model.cost.scale
+        self._schedule.check(lane, call.deadline, perf_counter(), own, outside=self.front.seconds)
+        self._schedule.reading(model.cost, base)
+        self._count(tokens)
+        try:
+            yield
+        finally:
+            self._schedule.reading(model.cost, -base)
+            self._count(-tokens)
 
     async def infer(self, model: Model, windows: Sequence[Window]) -> Inferred:
         """Return the logits of each window: [C] for text classification, [T, C] otherwise.
 
+        Deadline and lane are those of the current call.
+
         Raises:
-            OverloadedError, TooLargeError: see `check_room`. EngineFailedError: the engine raised.
+            OverloadedError, TooLargeError: see `check_room`; or it could not be answered in time.
+            DeadlineError: it was admitted, but the engine got slower. EngineFailedError: the engine raised.
         """
         if not windows:
             return Inferred([], 0.0, 0.0)
         tokens = sum(len(window.ids) for window in windows)
         self.check_room(tokens)
-        job = _Job(model, windows, asyncio.get_running_loop().create_future(), perf_counter())
+        call, now = current(), perf_counter()
+        job = _Job(model, windows, now, call.deadline, self._schedule.lane(tokens, call.lane))
+        self._schedule.admit(job, now, self.front.seconds)
         self._count(tokens)
-        self._jobs.append(job)
         self._arrived.set()
         try:
-            await job.answered
+            with self.front.elsewhere():
+                await job.answered
         finally:
             self._drop(job)
-        return Inferred(job.logits, job.started_at - job.queued_at, perf_counter() - job.started_at)
+        return Inferred(job.logits, job.started_at - job.arrived, perf_counter() - job.started_at)
 
     async def _run(self) -> None:
         while True:
-            batch = self._next_batch()
+            began = perf_counter()
+            self._drop_hopeless(began)
+            batch = self._schedule.next_batch(began)
             if not batch:
+                self._metrics.predicted_wait.set(0)
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            windows = [window for _, window in batch]
-            began = perf_counter()
-            try:
-                work = asyncio.get_running_loop().run_in_executor(self._engine, forward, batch[0][0].model, windows)
-                self._deliver(batch, await work)
-            except Exception as error:
-                log.exception("the engine failed on a batch of %d windows", len(windows))
-                self._fail(batch, error)
-            tokens = sum(len(window.ids) for window in windows)
-            self._measure(tokens, len(windows), perf_counter() - began)
-            self._count(-tokens)
+            await self._forward(batch, began)
 
-    def _next_batch(self) -> list[tuple[_Job, Window]]:
-        """Take windows of the first request's model from the front of the queue: as many as fit, at least one."""
-        batch: list[tuple[_Job, Window]] = []
-        tokens = 0
-        for job in list(self._jobs):
-            if batch and job.model is not batch[0][0].model:
-                continue
-            job.started_at = job.started_at or perf_counter()
-            while job.taken < len(job.windows):
-                window = job.windows[job.taken]
-                if batch and tokens + len(window.ids) > self._max_batch_tokens:
-                    return batch
-                batch.append((job, window))
-                tokens += len(window.ids)
-                job.taken += 1
-            self._jobs.remove(job)
-        return batch
+    async def _forward(self, batch: _Batch, began: float) -> None:
+        windows = [window for _, window in batch]
+        for job, _ in batch:
+            job.started_at = job.started_at or began
+        self._metrics.predicted_wait.set(self._schedule.wait(NO_CALL.lane, began))
+        try:
+            self.engine_since = began
+            work = asyncio.get_running_loop().run_in_executor(self._engine, timed_forward, batch[0][0].model, windows)
+            logits, seconds = await work
+            self._deliver(batch, logits)
+            self._schedule.done(batch, seconds, perf_counter() - began - seconds)
+        except Exception as error:
+            log.exception("the engine failed on a batch of %d windows", len(windows))
+            self._fail(batch, error)
+            self._schedule.done(batch, perf_counter() - began)
+        finally:
+            self.engine_since = None
+        self._metrics.batch([len(window.ids) for window in windows])
+        self._count(-sum(len(window.ids) for window in windows))
+
+    def _drop_hopeless(self, now: float) -> None:
+        while job := self._schedule.hopeless(now):
+            self._drop(job)
+            if not job.answered.done():
+                job.answered.set_exception(DeadlineError("the server got slower: this can not be answered in time"))
 
     def _drop(self, job: _Job) -> None:
-        """Forget what no batch has taken of a request: its client has gone, or the engine failed on another part."""
-        if job in self._jobs:
-            self._jobs.remove(job)
-            self._count(-sum(len(window.ids) for window in job.windows[job.taken :]))
+        """Forget what no batch has taken of a request: nobody waits for it any more, or another part failed."""
+        tokens = job.tokens
+        if self._schedule.remove(job):
+            self._count(-tokens)
 
-    def _deliver(self, batch: list[tuple[_Job, Window]], logits: list[Floats]) -> None:
+    def _deliver(self, batch: _Batch, logits: list[Floats]) -> None:
         for (job, _), values in zip(batch, logits, strict=True):
             job.logits.append(values)
             if len(job.logits) == len(job.windows) and not job.answered.done():
                 job.answered.set_result(None)
 
-    def _fail(self, batch: list[tuple[_Job, Window]], error: Exception) -> None:
+    def _fail(self, batch: _Batch, error: Exception) -> None:
         for job, _ in batch:
             self._drop(job)
             if not job.answered.done():
@@ -177,16 +211,21 @@ class Batcher:
     def _count(self, tokens: int) -> None:
         self._tokens += tokens
         self._metrics.queue_tokens.set(self._tokens)
+        for lane, line in self._schedule.lines.items():
+            self._metrics.queue_depth[lane].set(len(line.jobs))
 
-    def _measure(self, tokens: int, windows: int, seconds: float) -> None:
-        self._metrics.batch_tokens.observe(tokens)
-        self._metrics.batch_windows.observe(windows)
-        speed = tokens / max(seconds, 1e-6)
-        self._tokens_per_second += (speed - self._tokens_per_second) * (NEWEST if self._tokens_per_second else 1.0)
 
-    def _seconds_for(self, tokens: int) -> int:
-        speed = self._tokens_per_second or tokens
-        return max(1, min(LONGEST_RETRY_SECONDS, ceil(tokens / speed)))
+def too_many_tokens(tokens: int, limit: int) -> TooLargeError:
+    """Return the error of a request that is larger than the whole queue."""
+    message = f"at least {tokens} tokens are more than the {limit} that this server holds: send fewer inputs"
+    return TooLargeError.at("/inputs", message, value=tokens, limit=limit)
+
+
+def timed_forward(model: Model, windows: Sequence[Window]) -> tuple[list[Floats], float]:
+    """Run the engine as `forward` does; return the seconds that it took, too."""
+    began = perf_counter()
+    logits = forward(model, windows)
+    return logits, perf_counter() - began
 
 
 def forward(model: Model, windows: Sequence[Window]) -> list[Floats]:

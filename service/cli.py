@@ -5,16 +5,20 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from service.errors import CANNOT_START, ServiceError, StartupError, nearest
 from service.logs import prepare
-from service.settings import as_environment, load_settings
+from service.settings import Settings, as_environment, load_settings
+
+if TYPE_CHECKING:  # loading these takes longer than --help should
+    from service.models import Model
+    from service.part_file import Record
+    from service.rows import Row
 
 app = typer.Typer(
     help="Serve sparse, 8-bit BERT models over HTTP.",
@@ -30,14 +34,18 @@ ModelsDir = Annotated[Path | None, typer.Option(help="Folder with one artifact p
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    probe_port: Annotated[int | None, typer.Option(help="Port of probes and metrics; 0 takes a free one.")] = None,
     models_dir: ModelsDir = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads; default: the CPU quota.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file (TOML); options and environment win.")] = None,
 ) -> None:
     """Answer requests until SIGTERM; every SPARSELANE_* variable that is not an option is in docs/operations.md."""
     given: dict[str, Any] = {
+        "config": config,
         "host": host,
         "port": port,
+        "probe_port": probe_port,
         "models_dir": models_dir,
         "threads": threads,
         "log_level": log_level,
@@ -58,15 +66,27 @@ def predict(
         list[str] | None,
         typer.Argument(help="Texts; for question answering, QUESTION CONTEXT. None: one input per line of stdin."),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--input", help="NDJSON or CSV file with a column text, or question and context; - is stdin."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="NDJSON or CSV file for the answers; a run that was stopped goes on.")
+    ] = None,
+    errors: Annotated[Path | None, typer.Option(help="File for bad rows. [default: OUTPUT.errors.ndjson]")] = None,
+    form: Annotated[str | None, typer.Option("--format", help="ndjson or csv, where the name does not say.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad row.")] = False,
     parameters: Annotated[str, typer.Option(help='As in a request, for example {"top_k": 2}.')] = "{}",
     models_dir: ModelsDir = None,
     threads: Annotated[int | None, typer.Option(help="Engine threads; default: the CPU quota.")] = None,
 ) -> None:
-    """Answer without a server, one line of JSON per input.
+    """Answer without a server, as a server would: arguments, lines of stdin, or a file.
 
-    Lines of stdin are texts, or for question answering {"question": ..., "context": ...}.
+    Arguments and lines of stdin give a line of JSON each; such lines are texts, or for question answering
+    {"question": ..., "context": ...}. A file (--input) is answered many rows at once; its rows keep their other fields.
     """
     from service.loading import GoldenError, load_model
+    from service.offline import explained
     from service.pipeline import TASKS, answer_now
 
     prepare("warning")
@@ -75,32 +95,101 @@ def predict(
         loaded = load_model(_artifact(model, settings.models_dir), settings.threads)
         task = TASKS[loaded.task]
         chosen = task.parameters.model_validate_json(parameters)
+        if source is not None or output is not None:
+            if inputs or source is None:
+                raise StartupError("--output needs --input, and --input takes the place of inputs as arguments")
+            code = _predict_file(settings, loaded, chosen, source, output, errors, form, strict)
+            raise typer.Exit(code)
         for item in _items(loaded.task, inputs or []):
             entries, _ = answer_now(task, loaded, task.item.validate_python(item), chosen)
             typer.echo(json.dumps([entry.model_dump() for entry in entries], ensure_ascii=False))
     except ValidationError as error:
-        _fail("; ".join(f"{'.'.join(map(str, e['loc'])) or 'input'}: {e['msg']}" for e in error.errors()))
-    except (StartupError, GoldenError, ServiceError, ValueError) as error:
+        _fail(explained(error))
+    except (StartupError, GoldenError, ServiceError, ValueError, OSError) as error:
         _fail(str(error))
+
+
+def _predict_file(
+    settings: Settings,
+    model: "Model",
+    parameters: Any,
+    source: Path,
+    output: Path | None,
+    errors: Path | None,
+    form: str | None,
+    strict: bool,
+) -> int:
+    """Answer a file's rows; return the exit code: 1 where a bad row stopped the run."""
+    from service.offline import BadRowError, answer_all, answer_to_files
+    from service.rows import form_of, read_rows
+
+    piped = str(source) == "-"
+    chosen = form_of(None if piped else source, form)
+    with sys.stdin.buffer if piped else source.open("rb") as stream:
+        rows = read_rows(stream, chosen, model.task)
+        try:
+            if output is None:
+                answer_all(settings, model, parameters, rows, strict=strict, take=_print_record)
+            else:
+                total = None if piped else source.stat().st_size
+                done = answer_to_files(settings, model, parameters, rows, strict, output, errors, chosen, total)
+                typer.echo(done, err=True)
+        except BadRowError as error:
+            typer.echo(f"sparselane: {error}", err=True)
+            return 1
+    return 0
+
+
+def _print_record(_: "Row", record: "Record") -> None:
+    from service.part_file import shown_row
+
+    if "error" in record:
+        typer.echo(f"sparselane: line {record['line']}: {record['error']}", err=True)
+    else:
+        typer.echo(json.dumps(shown_row(record), ensure_ascii=False))
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Who will use it: letters, digits, - and _.")],
+    role: Annotated[
+        Literal["user", "admin"], typer.Option(help="user, or admin, who may also change models.")
+    ] = "user",
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, help="Quota; default: none.")] = None,
+) -> None:
+    """Make an API key. It is printed once, on stderr; its entry for the keys file (SPARSELANE_KEYS_FILE) on stdout."""
+    from service.keys import new_key
+
+    try:
+        secret, entry = new_key(name, role, tokens_per_minute)
+    except StartupError as error:
+        _fail(str(error))
+    typer.echo(f"The key of {name}, which is kept nowhere: {secret}", err=True)
+    typer.echo(entry, nl=False)
 
 
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="An artifact's folder, or the name of a model in the models folder.")],
+    png: Annotated[Path | None, typer.Option(help="Draw zeros and sizes to this file; needs matplotlib.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    models_dir: ModelsDir = None,
 ) -> None:
-    """Show what an artifact is: task, size, sparsity, quality."""
+    """Show what an artifact is: zeros, kernel format and bytes of every matrix, sizes, quality, provenance."""
     import engine
+    from service import inspection
+    from service.picture import draw
 
     try:
-        manifest = engine.read_manifest(_artifact(str(path), load_settings().models_dir))
-    except (StartupError, engine.ArtifactError) as error:
+        found = inspection.inspect_artifact(_artifact(str(path), load_settings(models_dir=models_dir).models_dir))
+        if png is not None:
+            draw(found, png)
+    except (StartupError, engine.ArtifactError, ValueError, OSError) as error:
         _fail(str(error))
-    table = Table("field", "value", title=manifest.name)
-    for section in ("architecture", "task", "quantization", "sparsity", "quality", "size"):
-        for name, value in manifest.raw[section].items():
-            table.add_row(f"{section}.{name}", json.dumps(value))
-    table.add_row("golden examples", str(len(manifest.golden)))
-    Console().print(table)
+    if as_json:
+        typer.echo(json.dumps(inspection.as_json(found), ensure_ascii=False, indent=2))
+    else:
+        Console().print(inspection.as_tables(found))
 
 
 def _artifact(name: str, models_dir: Path) -> Path:

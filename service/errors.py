@@ -3,10 +3,16 @@
 ServiceError
 ├── MalformedBodyError          the body is no JSON
 ├── UnsupportedMediaTypeError   the body does not say that it is JSON
+├── SlowClientError             the body did not arrive in time
 ├── TooLargeError               over one of the limits in Settings
 ├── InvalidRequestError         well-formed, but a field or parameter is wrong
 ├── UnknownModelError           no such model here
-├── OverloadedError             the queue is full; later it will work
+├── UnauthorizedError           no key, or one that is unknown here
+├── ForbiddenError              a key that may not do this
+├── QuotaExceededError          the key's tokens are used up; later it will work
+├── ModelRefusedError           a model was not replaced: what is in the models folder cannot serve
+├── OverloadedError             it could not be answered in time, or the queue is full; later it will work
+├── DeadlineError               it was accepted, but its time is over
 ├── NotReadyError               a model failed to load, or the server is stopping
 ├── ClientGoneError             nobody waits for the answer any more
 └── EngineFailedError           a defect of ours
@@ -16,7 +22,7 @@ StartupError is the other tree, of one: the command cannot start; it never reach
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Final, Self
@@ -55,10 +61,10 @@ class ServiceError(Exception):
     @classmethod
     def at(cls, pointer: str, message: str, *, value: object = None, limit: object = None) -> Self:
         """Return the error of one field; its detail is the message with the pointer before it."""
-        field = FieldError(
+        wrong = FieldError(
             pointer, message, None if value is None else shown(value), None if limit is None else str(limit)
         )
-        return cls(f"{pointer}: {message}" if pointer else message, field)
+        return cls(f"{pointer}: {message}" if pointer else message, wrong)
 
 
 class MalformedBodyError(ServiceError):
@@ -67,6 +73,10 @@ class MalformedBodyError(ServiceError):
 
 class UnsupportedMediaTypeError(ServiceError):
     """The body does not say that it is JSON."""
+
+
+class SlowClientError(ServiceError):
+    """The body did not arrive in time."""
 
 
 class TooLargeError(ServiceError):
@@ -81,8 +91,28 @@ class UnknownModelError(ServiceError):
     """No such model here."""
 
 
+class UnauthorizedError(ServiceError):
+    """No key, or one that is unknown here."""
+
+
+class ForbiddenError(ServiceError):
+    """A key that may not do this."""
+
+
+class QuotaExceededError(ServiceError):
+    """The key's tokens are used up; the same request will work later."""
+
+
+class ModelRefusedError(ServiceError):
+    """A model was not replaced: what is in the models folder cannot serve."""
+
+
 class OverloadedError(ServiceError):
-    """The queue is full; the same request will work later."""
+    """It could not be answered in time, or the queue is full; the same request will work later."""
+
+
+class DeadlineError(ServiceError):
+    """It was accepted, but its time is over."""
 
 
 class NotReadyError(ServiceError):
@@ -99,21 +129,31 @@ class EngineFailedError(ServiceError):
 
 @dataclass(frozen=True)
 class HttpMeaning:
-    """How a kind of error looks to clients: status and title of the problem body, outcome in the metrics."""
+    """How a kind of error looks to clients: status and title of the problem body, outcome in the metrics, headers."""
 
     status: int
     title: str
     outcome: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 HTTP: Final[Mapping[type[ServiceError], HttpMeaning]] = MappingProxyType(
     {
         MalformedBodyError: HttpMeaning(400, "Malformed body", "invalid"),
         UnsupportedMediaTypeError: HttpMeaning(415, "Unsupported media type", "invalid"),
+        SlowClientError: HttpMeaning(408, "Request timeout", "timeout"),
         TooLargeError: HttpMeaning(413, "Too large", "invalid"),
         InvalidRequestError: HttpMeaning(422, "Invalid request", "invalid"),
         UnknownModelError: HttpMeaning(404, "Unknown model", "invalid"),
+        # RFC 9110, 15.5.2: a 401 must say which scheme would do.
+        UnauthorizedError: HttpMeaning(
+            401, "Unauthorized", "unauthorized", {"www-authenticate": 'Bearer realm="sparselane"'}
+        ),
+        ForbiddenError: HttpMeaning(403, "Forbidden", "unauthorized"),
+        QuotaExceededError: HttpMeaning(429, "Quota exceeded", "quota"),
+        ModelRefusedError: HttpMeaning(409, "Model refused", "invalid"),
         OverloadedError: HttpMeaning(503, "Overloaded", "overloaded"),
+        DeadlineError: HttpMeaning(504, "Deadline passed", "timeout"),
         NotReadyError: HttpMeaning(503, "Not ready", "unavailable"),
         # nginx's number for it; only logs and metrics ever see it.
         ClientGoneError: HttpMeaning(499, "Client gone", "cancelled"),
@@ -140,7 +180,7 @@ def problem(
         "request_id": request_id,
     }
     if fields:
-        body["errors"] = [{k: v for k, v in vars(field).items() if v is not None} for field in fields]
+        body["errors"] = [{k: v for k, v in vars(wrong).items() if v is not None} for wrong in fields]
     return body
 
 

@@ -3,13 +3,15 @@
 import gc
 import logging
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import engine
+from service.cost import measured
 from service.errors import ServiceError, StartupError
-from service.models import Model, Models
+from service.models import Embeddings, Model, Models
 from service.pipeline import TASKS, answer_now
 from service.windows import TextTokenizer, Windows
 
@@ -28,15 +30,7 @@ def load_models(folder: Path, threads: int | None) -> Models:
     Raises:
         StartupError: no such folder, or no artifact in it; more threads than CPUs, or an ISA that the CPU lacks.
     """
-    if not folder.is_dir():
-        raise StartupError(f"there is no models folder {folder}; set SPARSELANE_MODELS_DIR or --models-dir to one")
-    # Names with a dot in front are not finished yet, or belong to whatever mounted the folder.
-    paths = sorted(path.parent for path in folder.glob("[!.]*/manifest.json"))
-    if not paths:
-        raise StartupError(
-            f"the models folder {folder} has no subfolder with a manifest.json; put an artifact there "
-            "(sparselane-compress makes them), or set SPARSELANE_MODELS_DIR or --models-dir to another folder"
-        )
+    paths = artifact_paths(folder)
     serving: dict[str, Model] = {}
     failures: dict[str, str] = {}
     for path in paths:
@@ -45,8 +39,9 @@ def load_models(folder: Path, threads: int | None) -> Models:
             if model.name in serving:
                 raise StartupError(f"another artifact in {folder} is called '{model.name}' too; rename one")
         except (engine.ArtifactError, StartupError, GoldenError) as error:
-            failures[path.name] = f"{type(error).__name__}: {error}"
-            log.error("model %s does not serve: %s", path.name, failures[path.name])
+            name = artifact_name(path)
+            failures[name] = f"{type(error).__name__}: {error}"
+            log.error("model %s does not serve: %s", name, failures[name])
         except ValueError as error:  # the engine's word for threads or an ISA that this machine does not have
             raise StartupError(str(error)) from error
         else:
@@ -56,26 +51,59 @@ def load_models(folder: Path, threads: int | None) -> Models:
     return Models(serving, failures)
 
 
-def load_model(path: Path, threads: int | None) -> Model:
-    """Load one artifact and replay its golden examples, which also warms it up.
+def artifact_paths(folder: Path) -> list[Path]:
+    """Return the artifacts in subfolders of `folder`, by name.
 
     Raises:
-        engine.ArtifactError, ValueError: see `engine.load`. StartupError: the tokenizer cannot be used, or the model
-            reads pairs of texts.
+        StartupError: no such folder, or no artifact in it.
+    """
+    if not folder.is_dir():
+        raise StartupError(f"there is no models folder {folder}; set SPARSELANE_MODELS_DIR or --models-dir to one")
+    # Names with a dot in front are not finished yet, or belong to whatever mounted the folder.
+    paths = sorted(path.parent for path in folder.glob("[!.]*/manifest.json"))
+    if not paths:
+        raise StartupError(
+            f"the models folder {folder} has no subfolder with a manifest.json; put an artifact there "
+            "(sparselane-compress makes them), or set SPARSELANE_MODELS_DIR or --models-dir to another folder"
+        )
+    return paths
+
+
+def artifact_name(path: Path) -> str:
+    """Return the name of an artifact's model; that of its folder where the manifest cannot be read."""
+    try:
+        return engine.read_manifest(path).name
+    except engine.ArtifactError:
+        return path.name
+
+
+def artifact_version(path: Path) -> str:
+    """Return the sha256 of an artifact's manifest, which names its files by theirs; "" where it cannot be read."""
+    try:
+        return sha256((path / "manifest.json").read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def load_model(path: Path, threads: int | None) -> Model:
+    """Load one artifact, measure what it costs to run, which also warms it up, and replay its golden examples.
+
+    Raises:
+        engine.ArtifactError, ValueError: see `engine.load`. StartupError: the tokenizer cannot be used.
         GoldenError: an answer is not what the manifest promises.
     """
     began = perf_counter()
+    version = artifact_version(path)
     loaded = engine.load(path, threads=threads)
     manifest = loaded.manifest
     task = manifest.task
-    if task.pairs:
-        raise StartupError(f"{path}: the model reads pairs of texts, which no endpoint here takes yet")
     tokenizer = TextTokenizer(path / "tokenizer.json", manifest.architecture.vocabulary)
+    read = perf_counter()
     model = Model(
         name=manifest.name,
         task=task.name,
         labels=tuple(task.labels),
-        windows=Windows(tokenizer, task.window, task.stride),
+        windows=Windows(tokenizer, task.window, task.stride, manifest.architecture.positions),
         max_answer_tokens=task.max_answer_tokens,
         uses_types=manifest.architecture.types > 0,
         forward=loaded.forward,
@@ -87,14 +115,22 @@ def load_model(path: Path, threads: int | None) -> Model:
             "threads": str(loaded.threads),
         },
         multi_label=task.multi_label,
+        pairs=task.pairs,
         no_answer_threshold=task.no_answer_threshold,
+        version=version,
+        manifest=manifest,
+        embeddings=Embeddings(
+            manifest.architecture.vocabulary, manifest.architecture.positions, manifest.architecture.types
+        ),
+        cost=measured(loaded.forward, task.window, tokenizer.cls),
+        load_seconds=read - began,
     )
-    read = perf_counter()
+    proving = perf_counter()
     replay(model, manifest.golden)
     log.info(
         "model %s: %s, sparsity %s, %s, %d threads; loaded in %.2f s, %d golden examples right in %.2f s",
         *(model.name, model.task, model.details["sparsity"], loaded.isa, loaded.threads),
-        *(read - began, len(manifest.golden), perf_counter() - read),
+        *(read - began, len(manifest.golden), perf_counter() - proving),
     )
     return model
 

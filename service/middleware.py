@@ -1,98 +1,197 @@
 """What happens around every request, as plain ASGI: its id, outcome and error body; its own body and its client."""
 
 import asyncio
+import json
 import logging
 import re
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.deadlines import asks_a_model
 from service.errors import (
     ClientGoneError,
     EngineFailedError,
+    NotReadyError,
+    QuotaExceededError,
     ServiceError,
+    SlowClientError,
     TooLargeError,
     UnsupportedMediaTypeError,
     meaning,
     problem,
     shown,
 )
-from service.metrics import NO_MODEL, Metrics
+from service.logs import where
+from service.metrics import NONE, Metrics
+from service.request_record import CURRENT, RequestRecord
+from service.tracing import Tracing, parse
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
 
 log = logging.getLogger("sparselane")
 
 # Ids from outside are repeated in headers and logs: letters, digits and a little more, and not long.
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 PROBLEM_JSON: Final = "application/problem+json"
+PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 @dataclass
 class Lifecycle:
-    """The one thing that changes while the server runs: whether it is stopping."""
+    """What changes while the server runs: whether it is stopping, and how many accepted requests that cut off."""
 
     stopping: bool = False
+    cut_off: int = 0
 
 
 class RequestContext:
-    """Outermost: gives each request an id, turns errors into problem bodies, counts and logs the outcome."""
+    """Outermost: each request's record, id and span; errors to problem bodies; the outcome counted and logged."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tasks: frozenset[str], lifecycle: Lifecycle) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tasks: frozenset[str],
+        lifecycle: Lifecycle,
+        tracing: Tracing | None = None,
+        log_texts: bool = False,
+    ) -> None:
         """Wrap `app`; `tasks` are the paths under /v1/ that are counted."""
         self._app = app
         self._metrics = metrics
         self._tasks = tasks
         self._lifecycle = lifecycle
+        self._tracing = tracing
+        self._log_texts = log_texts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection, as ASGI says."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = perf_counter()
+        headers = Headers(scope=scope)
+        record = RequestRecord(_request_id(headers.get("x-request-id", "")))
         state = scope.setdefault("state", {})
-        state["request_id"] = request_id = _request_id(Headers(scope=scope).get("x-request-id", ""))
+        state["request_id"] = record.request_id
+        token = CURRENT.set(record)
+        span = self._begin_trace(scope, headers, record)
         status = 0
 
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                if self._lifecycle.stopping:
-                    # The client opens its next connection elsewhere instead of meeting a closed one here.
-                    headers["connection"] = "close"
+                self._mark(MutableHeaders(scope=message), status, record)
             await send(message)
 
         try:
             await self._app(scope, receive, send_marked)
-        except Exception as error:
-            if not isinstance(error, ServiceError):
-                log.exception("request %s failed", request_id)
-                error = EngineFailedError("an unexpected error; the server's log has more under this request_id")
-            state["outcome"] = meaning(error).outcome
+        except asyncio.CancelledError:  # the end of the drain
+            self._lifecycle.cut_off += 1
             if not status:
-                await problem_response(error, request_id)(scope, receive, send_marked)
+                stopped = NotReadyError("the server stopped before this was answered: send it again", retry_after=1)
+                await problem_response(stopped, record.request_id)(scope, receive, send_marked)
+            raise
+        except Exception as error:
+            answer = self._as_service_error(error)
+            state["outcome"] = meaning(answer).outcome
+            if not status:
+                await problem_response(answer, record.request_id)(scope, receive, send_marked)
         finally:
-            self._record(scope, status, perf_counter() - began)
+            self._conclude(scope, status, record, span)
+            CURRENT.reset(token)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        state, path = scope["state"], scope["path"]
-        task = path.removeprefix("/v1/")
-        if task in self._tasks and scope["method"] == "POST":
-            model = state.get("model", NO_MODEL)
-            outcome = state.get("outcome") or _outcome(status)
-            self._metrics.requests.labels(task, model, outcome).inc()
-            if outcome == "ok":
-                self._metrics.stage_seconds.labels(task, model, "total").observe(seconds)
-        level = logging.INFO if path.startswith("/v1/") else logging.DEBUG
-        line = "%s %s %d %.1f ms id=%s"
-        log.log(level, line, scope["method"], shown(path), status, seconds * 1e3, state["request_id"])
+    def _begin_trace(self, scope: Scope, headers: Headers, record: RequestRecord) -> "Span | None":
+        parent = parse(headers.get("traceparent", ""), ",".join(headers.getlist("tracestate")))
+        record.trace_id = parent.trace_id if parent else None
+        return self._tracing.begin(scope["method"], parent, record) if self._tracing and not _is_probe(scope) else None
+
+    def _mark(self, headers: MutableHeaders, status: int, record: RequestRecord) -> None:
+        headers["x-request-id"] = record.request_id
+        if record.quota is not None:
+            wait = headers.get("retry-after") if status == meaning(QuotaExceededError("")).status else None
+            headers.update(record.quota.headers(int(wait) if wait else None))
+        if self._lifecycle.stopping:
+            # The client opens its next connection elsewhere instead of meeting a closed one here.
+            headers["connection"] = "close"
+
+    def _as_service_error(self, error: Exception) -> ServiceError:
+        if isinstance(error, ServiceError):
+            return error
+        if self._log_texts:
+            log.exception("a request failed")
+        else:
+            log.error(
+                "a request failed; its message may quote a text, set SPARSELANE_LOG_TEXTS to see it: %s", where(error)
+            )
+        return EngineFailedError("an unexpected error; the server's log has more under this request_id")
+
+    def _conclude(self, scope: Scope, status: int, record: RequestRecord, span: "Span | None") -> None:
+        seconds = perf_counter() - record.began
+        state = scope["state"]
+        outcome = state.get("outcome") or _outcome(status)
+        if asks_a_model(scope):
+            # Refused before the pipeline had it: then its route or its path may say what it wanted.
+            wanted = record.task or state.get("task") or scope["path"].removeprefix("/v1/")
+            task = wanted if wanted in self._tasks else NONE
+            self._metrics.ended(task, record.model or state.get("model") or NONE, outcome, seconds)
+        route = getattr(scope.get("route"), "path", None)
+        if span is not None and self._tracing is not None:
+            attributes = {
+                "http.request.method": scope["method"],
+                "http.response.status_code": status,
+                "url.scheme": scope["scheme"],
+                **({"http.route": route} if route else {}),
+                **({"error.type": outcome} if status >= 500 else {}),
+            }
+            self._tracing.end(span, attributes, record, seconds)
+        level = logging.DEBUG if _is_probe(scope) else logging.INFO
+        if log.isEnabledFor(level):
+            _log_access(level, scope, route, status, outcome, record, seconds)
+
+
+def _log_access(
+    level: int, scope: Scope, route: str | None, status: int, outcome: str, record: RequestRecord, seconds: float
+) -> None:
+    """Write the one line of a request; a path is cut and escaped, and its query, which may hold a text, left out."""
+    path = json.dumps(shown(scope["path"]))[1:-1]
+    known = {
+        "request_id": record.request_id,
+        "trace_id": record.trace_id,
+        "caller": record.caller,
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "outcome": outcome,
+        "ms": round(seconds * 1e3, 2),
+        "model": record.model,
+        "task": record.task,
+        "tokens": record.tokens if record.model else None,
+        "windows": record.windows if record.model else None,
+        **{f"{stage}_ms": round(stage_seconds * 1e3, 2) for stage, stage_seconds in record.stages.items()},
+        "amzn_trace_id": _amazon_id(Headers(scope=scope)),
+        "texts": record.texts or None,
+    }
+    fields = {name: value for name, value in known.items() if value is not None}
+    log.log(level, "%s %s %d", scope["method"], path, status, extra={"fields": fields})
+
+
+def _amazon_id(headers: Headers) -> str | None:
+    """Hugging Face's clients and Amazon's load balancers send it; what is no id is left out."""
+    given = headers.get("x-amzn-trace-id", "")
+    return given if re.fullmatch(r"[A-Za-z0-9=;:._-]{1,128}", given) else None
+
+
+def _is_probe(scope: Scope) -> bool:
+    """Probes come every few seconds from every side: no spans, and no lines unless all are asked for."""
+    return scope["path"] in PROBES or scope["path"].startswith("/v2/health/")
 
 
 def _outcome(status: int) -> str:
@@ -109,7 +208,11 @@ def _request_id(given: str) -> str:
 def problem_response(error: ServiceError, request_id: str) -> JSONResponse:
     """Return the RFC 9457 answer to an error."""
     means = meaning(error)
-    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    headers = dict(means.headers)
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if isinstance(error, SlowClientError):
+        headers["connection"] = "close"  # what is left of its body would hold the connection
     body = problem(means.status, means.title, error.detail, request_id, error.fields)
     return JSONResponse(body, means.status, headers, media_type=PROBLEM_JSON)
 
@@ -117,25 +220,35 @@ def problem_response(error: ServiceError, request_id: str) -> JSONResponse:
 class BodyGuard:
     """Reads the body of a POST, so that its type and size are checked first, then watches for the client to leave."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        """Wrap `app`; a body may have `max_bytes`."""
+    def __init__(self, app: ASGIApp, max_bytes: int, max_seconds: float) -> None:
+        """Wrap `app`; a body may have `max_bytes` and take `max_seconds` to arrive."""
         self._app = app
         self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection, as ASGI says.
 
         Raises:
-            UnsupportedMediaTypeError, TooLargeError: the body. ClientGoneError: it left, and the work is cancelled.
+            UnsupportedMediaTypeError, TooLargeError, SlowClientError: the body.
+            ClientGoneError: it left, and the work is cancelled.
         """
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        _check_type(headers.get("content-type", ""))
         length = headers.get("content-length", "")
+        if length not in ("", "0") or "transfer-encoding" in headers:
+            # Clients of the Open Inference Protocol send tensors behind JSON, under any type or none.
+            if not scope["path"].startswith("/v2/"):
+                _check_type(headers.get("content-type", ""))
+            _check_encoding(headers.get("content-encoding", "identity"))
         self._check_size(int(length) if length.isdecimal() else 0)
-        body = await self._read(receive)
+        try:
+            async with asyncio.timeout(self._max_seconds):
+                body = await self._read(receive)
+        except TimeoutError:
+            raise SlowClientError(f"the body took more than {self._max_seconds:g} s to arrive: send it again") from None
         await _while_client_waits(self._app, scope, body, receive, send)
 
     async def _read(self, receive: Receive) -> bytes:
@@ -157,12 +270,18 @@ class BodyGuard:
             raise TooLargeError.at("", message, value=size, limit=self._max_bytes)
 
 
-def _check_type(value: str) -> None:
-    media = value.partition(";")[0].strip().lower()
+def _check_type(media_type: str) -> None:
+    media = media_type.partition(";")[0].strip().lower()
     if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
         raise UnsupportedMediaTypeError(
-            f"the content type is {shown(value)!r}; send JSON with 'content-type: application/json'"
+            f"the content type is {shown(media_type)!r}; send JSON with 'content-type: application/json'"
         )
+
+
+def _check_encoding(encoding: str) -> None:
+    # A small packed body may unpack to gigabytes, and texts this short gain nothing by it.
+    if encoding.strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaTypeError(f"the content encoding is {shown(encoding)!r}; send the JSON as it is")
 
 
 async def _while_client_waits(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:

@@ -1,9 +1,11 @@
 """The models that serve, and which of them answers a request."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine import Manifest
+from service.cost import Cost
 from service.errors import InvalidRequestError, UnknownModelError, did_you_mean
 from service.windows import Floats, Ints, Windows
 
@@ -16,11 +18,22 @@ class Forward(Protocol):
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """How many rows the embedding tables have: the engine takes no id, position or type beyond them."""
+
+    words: int
+    positions: int
+    types: int
+
+
+@dataclass(frozen=True)
 class Model:
     """One model that serves. `details` (precision, sparsity, sha256, isa, threads) are for people and /metrics.
 
-    `multi_label`: each label of a text holds or not by itself. `no_answer_threshold`: how much more than the best span
-    no answer must be worth to be the answer; None: there always is one.
+    `multi_label`: each label of a text holds or not by itself. `pairs`: it reads two texts together.
+    `no_answer_threshold`: how much more than the best span no answer must be worth to be the answer; None: there always
+    is one. `version` is the sha256 of the manifest, which holds those of the other files; `manifest` is of the artifact
+    that it came from. `embeddings`: what raw tokens may be. `cost`: what the engine needs for it; learns.
     """
 
     name: str
@@ -32,7 +45,13 @@ class Model:
     forward: Forward
     details: Mapping[str, str]
     multi_label: bool = False
+    pairs: bool = False
     no_answer_threshold: float | None = None
+    version: str = ""
+    manifest: Manifest | None = None
+    embeddings: Embeddings = Embeddings(0, 0, 0)
+    cost: Cost = field(default_factory=Cost)
+    load_seconds: float = 0.0
 
     @property
     def rows_are_tokens(self) -> bool:
@@ -40,12 +59,18 @@ class Model:
         return self.task != "text-classification"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Models:
-    """The models that serve, by name, and for each artifact that does not serve, why."""
+    """The models that serve, by name; and why others do not.
+
+    `failures` failed at the start and keep /readyz at 503. `refused` are the last attempts since then that failed: the
+    model that served before, if any, goes on. While the server runs, service/reloading.py alone replaces the mappings,
+    as a whole: look a model up when a request comes, and keep it for that request only.
+    """
 
     serving: Mapping[str, Model]
     failures: Mapping[str, str]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, task: str, name: str | None) -> Model:
         """Return the model called `name`, or the task's first by name.
@@ -59,19 +84,26 @@ class Models:
             if not able:
                 raise UnknownModelError(f"no model here does {task}{self._failed()}")
             return self.serving[able[0]]
-        if name not in self.serving:
+        model = self.named(name)
+        if model.task != task:
+            raise InvalidRequestError.at(
+                "/model",
+                f"the model does {model.task}; ask it at /v1/{model.task}"
+                + (f", or here one of: {', '.join(able)}" if able else ""),
+                value=name,
+            )
+        return model
+
+    def named(self, name: str) -> Model:
+        """Return the model called `name`, whatever it does. Raises UnknownModelError as `find` does."""
+        model = self.serving.get(name)
+        if model is None:
             there = f"; here: {', '.join(sorted(self.serving)) or 'none'}{self._failed()}"
             raise UnknownModelError.at(
                 "/model", f"there is no such model{did_you_mean(name, self.serving)}{there}", value=name
             )
-        if self.serving[name].task != task:
-            raise InvalidRequestError.at(
-                "/model",
-                f"the model does {self.serving[name].task}; ask it at /v1/{self.serving[name].task}"
-                + (f", or here one of: {', '.join(able)}" if able else ""),
-                value=name,
-            )
-        return self.serving[name]
+        return model
 
     def _failed(self) -> str:
-        return f" (failed to load: {', '.join(sorted(self.failures))})" if self.failures else ""
+        failed = sorted({*self.failures, *self.refused}.difference(self.serving))
+        return f" (failed to load: {', '.join(failed)})" if failed else ""

@@ -1,20 +1,26 @@
 """A request's way: check, tokenize, wait and infer, make the answer; off the event loop wherever it takes time."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from service.batcher import Batcher, forward
-from service.errors import TooLargeError
+from service.batcher import Batcher, forward, too_many_tokens
+from service.call import Call
+from service.errors import ClientGoneError, TooLargeError
+from service.front import Front
 from service.metrics import Metrics
 from service.models import Model
 from service.question_answering import QUESTION_ANSWERING
-from service.schemas import QuestionInput, Request, Response, Usage
+from service.quotas import charged
+from service.request_record import current
+from service.schemas import QuestionInput, Response, TextPair, Usage
 from service.settings import Settings
-from service.task import Entry, Item, Parameters, Task
+from service.task import Asked, Entry, Item, Parameters, Task
 from service.text_classification import TEXT_CLASSIFICATION
 from service.token_classification import TOKEN_CLASSIFICATION
 from service.windows import Encoded, Floats
@@ -22,21 +28,24 @@ from service.windows import Encoded, Floats
 TASKS: Final[Mapping[str, Task[Any, Any, Any]]] = MappingProxyType(
     {task.name: task for task in (QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)}
 )
-# Tokenizing is about 2 % of the work; two threads, so that one long text does not hold up every short one.
-TEXT_THREADS: Final = 2
+# Texts of fewer characters are read on the event loop: that takes less than a millisecond, as two changes of thread do.
+AT_ONCE: Final = 2_000
+# Requests with more have a thread of their own, so that a book does not hold up every page.
+LONG: Final = 20_000
 
 Result = TypeVar("Result")
 
 
 class Pipeline:
-    """Answers requests: texts in `TEXT_THREADS` threads, the engine behind a Batcher."""
+    """Answers requests: texts in two threads, one of them for long ones; the engine behind a Batcher."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """Make the queue and the threads; nothing runs before `start`."""
         self._settings = settings
         self._metrics = metrics
         self._batcher = Batcher(settings.max_batch_tokens, settings.max_queue_tokens, metrics)
-        self._texts = ThreadPoolExecutor(TEXT_THREADS, "text")
+        self._texts = ThreadPoolExecutor(1, "text")
+        self._long_texts = ThreadPoolExecutor(1, "long-text")
 
     def start(self) -> None:
         """Begin to answer; needs a running event loop."""
@@ -46,34 +55,70 @@ class Pipeline:
         """Finish what was admitted, then stop all threads."""
         await self._batcher.close()
         self._texts.shutdown()
+        self._long_texts.shutdown()
+
+    @contextmanager
+    def entered(self, call: Call) -> Iterator[Front]:
+        """Count a call; raises OverloadedError where it has no chance to be in time, whatever its body."""
+        self._batcher.check_wait(call)
+        with self._batcher.front.here():
+            yield self._batcher.front
+
+    @property
+    def engine_since(self) -> float | None:
+        """When the call of the engine began that has not returned, `perf_counter` seconds."""
+        return self._batcher.engine_since
+
+    @property
+    def runs(self) -> bool:
+        """Whether what is admitted gets served."""
+        return self._batcher.runs
 
     async def answer(
-        self, task: Task[Item, Parameters, Entry], model: Model, request: Request[Item, Parameters]
+        self, task: Task[Item, Parameters, Entry], model: Model, request: Asked[Item, Parameters]
     ) -> tuple[Response[Entry], dict[str, float]]:
         """Return the answer to a checked request, and the seconds that each stage took.
 
         Raises:
             TooLargeError, InvalidRequestError: more than the settings or the model allow.
-            OverloadedError: no room in the queue now. EngineFailedError: the engine raised.
+            QuotaExceededError: more tokens than the caller's key may have read now.
+            OverloadedError: no room in the queue, or it would be late. DeadlineError, EngineFailedError: see `Batcher`.
         """
         items, pointers = request.items(), request.pointers()
+        record = current()
+        record.task, record.model = task.name, model.name
+        if self._settings.log_texts:
+            record.texts += [text for item in items for _, text in texts(item, "")]
+        if record.quota is not None:
+            record.quota.check()
         self._check_limits(items, pointers)
-        self._batcher.check_room(1)
+        characters = sum(len(text) for item in items for _, text in texts(item, ""))
         began = perf_counter()
-        encoded = await self._off_loop(encode_all, task, model, items, request.parameters, pointers)
+        with self._batcher.reading(model, characters):
+            gone, most = threading.Event(), self._settings.max_queue_tokens
+            arguments = (task, model, items, request.parameters, pointers, most, gone.is_set)
+            try:
+                encoded = await self._in_thread(characters, encode_all, *arguments)
+            finally:
+                gone.set()
         tokenized = perf_counter()
-        inferred = await self._batcher.infer(model, [window for input_ in encoded for window in input_.windows])
+        read = usage(encoded)
+        record.read(read)
+        with charged(record.quota, read.tokens):
+            inferred = await self._batcher.infer(model, [window for input_ in encoded for window in input_.windows])
         done = perf_counter()
-        results = await self._off_loop(decode_all, task, model, items, encoded, inferred.logits, request.parameters)
+        results = await self._in_thread(
+            characters, decode_all, task, model, items, encoded, inferred.logits, request.parameters
+        )
         stages = {
             "tokenize": tokenized - began,
             "queue": inferred.queue_seconds,
             "infer": inferred.infer_seconds,
             "post": perf_counter() - done,
         }
-        for stage, seconds in stages.items():
-            self._metrics.stage_seconds.labels(task.name, model.name, stage).observe(seconds)
-        return Response(model=model.name, results=results, usage=usage(encoded)), stages
+        record.timed(began, stages)
+        self._metrics.answered(task.name, model.name, stages, read.tokens, read.windows)
+        return Response(model=model.name, results=results, usage=read), stages
 
     def _check_limits(self, items: Sequence[Item], pointers: Sequence[str]) -> None:
         most, longest = self._settings.max_inputs, self._settings.max_text_chars
@@ -86,15 +131,22 @@ class Pipeline:
                     message = f"the text has {len(text)} characters, at most {longest} are allowed: split it"
                     raise TooLargeError.at(where, message, value=len(text), limit=longest)
 
-    async def _off_loop(self, work: Callable[..., Result], *arguments: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._texts, work, *arguments)
+    async def _in_thread(self, characters: int, work: Callable[..., Result], *arguments: object) -> Result:
+        """Do `work` on texts of so many characters where it holds up the fewest others."""
+        if characters < AT_ONCE:
+            return work(*arguments)
+        threads = self._texts if characters < LONG else self._long_texts
+        with self._batcher.front.elsewhere():
+            return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
 
 
 def texts(item: object, pointer: str) -> list[tuple[str, str]]:
-    """Return the texts of one input, each with its JSON pointer."""
+    """Return the texts of one input, each with its JSON pointer; raw tokens have none."""
     if isinstance(item, QuestionInput):
         return [(f"{pointer}/question", item.question), (f"{pointer}/context", item.context)]
-    return [(pointer, str(item))]
+    if isinstance(item, TextPair):
+        return [(f"{pointer}/text", item.text), (f"{pointer}/text_pair", item.text_pair)]
+    return [(pointer, item)] if isinstance(item, str) else []
 
 
 def encode_all(
@@ -103,9 +155,24 @@ def encode_all(
     items: Sequence[Item],
     parameters: Parameters,
     pointers: Sequence[str],
+    most_tokens: int,
+    gone: Callable[[], bool],
 ) -> list[Encoded]:
-    """Tokenize and window all inputs of a request."""
-    return [task.encode(model, item, parameters, pointer) for item, pointer in zip(items, pointers, strict=True)]
+    """Tokenize and window all inputs of a request; stop where they are over `most_tokens`, or nobody waits any more.
+
+    Raises:
+        TooLargeError: over the limit. ClientGoneError: `gone()` is true. InvalidRequestError: see `Task.encode`.
+    """
+    encoded: list[Encoded] = []
+    tokens = 0
+    for item, pointer in zip(items, pointers, strict=True):
+        if gone():
+            raise ClientGoneError("nobody waits for the answer any more")
+        encoded.append(task.encode(model, item, parameters, pointer))
+        tokens += sum(len(window.ids) for window in encoded[-1].windows)
+        if tokens > most_tokens:
+            raise too_many_tokens(tokens, most_tokens)
+    return encoded
 
 
 def decode_all(

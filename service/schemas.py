@@ -9,6 +9,10 @@ from service.errors import nearest, shown
 
 # Spans are scored in a table of tokens x answer length; this bounds it.
 LONGEST_ANSWER = 128
+# Each answer is searched for among the spans behind the ones before it.
+MOST_ANSWERS = 100
+# The shortest window that a caller may ask for: three special tokens, and some of the question and the context.
+SHORTEST_WINDOW = 8
 
 
 class Strict(BaseModel):
@@ -50,22 +54,56 @@ class QuestionInput(Strict):
     context: Annotated[Text, Field(examples=["Faust is a tragic play in two parts by Johann Wolfgang von Goethe."])]
 
 
+class TextPair(Strict):
+    """Two texts that a classifier of pairs reads together, for example a premise and a hypothesis."""
+
+    text: Annotated[Text, Field(examples=["A man plays the flute on a stage."])]
+    text_pair: Annotated[Text, Field(examples=["Somebody makes music."])]
+
+
+def _text_or_pair(value: Any) -> str:
+    return "a pair" if isinstance(value, dict | TextPair) else "a text"
+
+
+# Told apart by being an object: a wrong input then gives one error, not one per alternative.
+TextOrPair = Annotated[
+    Annotated[Text, Tag("a text")] | Annotated[TextPair, Tag("a pair")], Discriminator(_text_or_pair)
+]
+
+
 class QuestionAnsweringParameters(Strict):
     """How answers are chosen."""
 
-    top_k: Annotated[int, Field(ge=1, le=100, description="how many answers, best first")] = 1
+    top_k: Annotated[int, Field(ge=1, le=MOST_ANSWERS, description="how many answers, best first")] = 1
     max_answer_tokens: Annotated[
         int | None, Field(ge=1, le=LONGEST_ANSWER, description="longest answer in tokens; null: the model's")
     ] = None
     stride: Annotated[
         int | None, Field(ge=0, description="tokens that neighbouring windows share; null: the model's")
     ] = None
+    window: Annotated[
+        int | None,
+        Field(ge=SHORTEST_WINDOW, description="tokens in a window, question and special ones too; null: the model's"),
+    ] = None
+    max_question_tokens: Annotated[
+        int | None, Field(ge=1, description="longest question in tokens; null: what leaves half the window")
+    ] = None
+    no_answer: Annotated[
+        bool | None, Field(description="whether no answer, an empty one, may be the answer; null: as the model learned")
+    ] = None
+    align_to_words: Annotated[
+        bool, Field(description="whether answers grow to whole words; false: they begin and end with a token")
+    ] = True
 
 
 class TextClassificationParameters(Strict):
-    """Which labels are answered, and what happens to texts longer than a window."""
+    """Which labels are answered, with what scores, and what happens to texts longer than a window."""
 
     top_k: Annotated[int | None, Field(ge=1, description="how many labels, best first; null: all")] = None
+    function: Annotated[
+        Literal["softmax", "sigmoid", "none"] | None,
+        Field(description="makes scores of logits; null: softmax, or sigmoid where each label holds or not by itself"),
+    ] = None
     long_inputs: Annotated[
         Literal["average", "refuse"], Field(description="average the logits over windows, or answer 422")
     ] = "average"
@@ -75,12 +113,18 @@ class TokenClassificationParameters(Strict):
     """How words get their tags, and which entities are answered."""
 
     aggregation: Annotated[
-        Literal["first", "average", "max"],
-        Field(description="a word's tag: its first token's, the best of its tokens' mean, or its surest token's"),
+        Literal["none", "simple", "first", "average", "max"],
+        Field(
+            description="a word's tag: its first token's, the best of its tokens' mean, or its surest token's; "
+            "simple: tokens join without regard to words; none: an entry per token, with its whole tag"
+        ),
     ] = "first"
     ignore_labels: Annotated[
         list[str], FailFast(), Field(description='groups not to answer; "O" are words outside entities')
     ] = ["O"]
+    stride: Annotated[
+        int | None, Field(ge=0, description="tokens that neighbouring windows share; null: the model's")
+    ] = None
 
 
 Item = TypeVar("Item")
@@ -88,11 +132,12 @@ Parameters = TypeVar("Parameters", bound=Strict)
 Entry = TypeVar("Entry")
 
 
-def _count(value: Any) -> str:
+def one_or_many(value: Any) -> str:
+    """Name the alternative of `OneOrMany` that a value is to be checked as."""
     return "many" if isinstance(value, list) else "one"
 
 
-class _FirstErrorOnly(FailFast):
+class FirstErrorOnly(FailFast):
     """Stop at the first wrong element: a body can hold a million. Hashable, so that it can stand in a union."""
 
     __hash__ = object.__hash__
@@ -100,18 +145,16 @@ class _FirstErrorOnly(FailFast):
 
 # Told apart by being a list: a wrong input then gives one error at its own pointer, not one per alternative.
 OneOrMany = Annotated[
-    Annotated[Item, Tag("one")] | Annotated[list[Item], _FirstErrorOnly(), Tag("many")], Discriminator(_count)
+    Annotated[Item, Tag("one")] | Annotated[list[Item], FirstErrorOnly(), Tag("many")], Discriminator(one_or_many)
 ]
 
 ModelName = Annotated[str | None, Field(description="model to ask; null: the task's first by name")]
 
 
-class Request(Strict, Generic[Item, Parameters]):
-    """The body of a typed request."""
+class Inputs(Strict, Generic[Item]):
+    """The part of a body that says what is asked about."""
 
     inputs: OneOrMany[Item]
-    model: ModelName = None
-    parameters: Parameters
 
     def items(self) -> list[Item]:
         """Return the inputs as a list."""
@@ -120,6 +163,13 @@ class Request(Strict, Generic[Item, Parameters]):
     def pointers(self) -> list[str]:
         """Return the JSON pointer of each input."""
         return [f"/inputs/{i}" for i in range(len(self.inputs))] if isinstance(self.inputs, list) else ["/inputs"]
+
+
+class Request(Inputs[Item], Generic[Item, Parameters]):
+    """The body of a typed request."""
+
+    model: ModelName = None
+    parameters: Parameters
 
 
 class QuestionAnsweringRequest(Request[QuestionInput, QuestionAnsweringParameters]):
@@ -141,8 +191,8 @@ class QuestionAnsweringRequest(Request[QuestionInput, QuestionAnsweringParameter
     parameters: QuestionAnsweringParameters = QuestionAnsweringParameters()
 
 
-class TextClassificationRequest(Request[Text, TextClassificationParameters]):
-    """Label a text."""
+class TextClassificationRequest(Request[TextOrPair, TextClassificationParameters]):
+    """Label a text, or a pair of texts where the model reads pairs."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -186,14 +236,17 @@ class Answer(Output):
 
 
 class Label(Output):
-    """A label and its probability; those of a multi-label model need not add up to 1."""
+    """A label and its probability; those of sigmoids need not add up to 1; a logit where the function is none."""
 
     label: str
-    score: Score
+    score: float
 
 
 class Entity(Output):
-    """A part of the text: `word` is `text[start:end]`; the score is the mean over its words."""
+    """A part of the text: `word` is `text[start:end]`; the score is the mean over its words.
+
+    `entity_group` is the whole tag, B- or I- too, where `aggregation` is none.
+    """
 
     entity_group: str
     score: Score

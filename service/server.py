@@ -3,38 +3,60 @@
 `python -m service.server` serves with the settings of the environment; `sparselane serve` becomes it.
 """
 
+import asyncio
 import errno
 import logging
 import signal
 import socket
 import sys
+from contextlib import suppress
 from time import monotonic, perf_counter
 from types import FrameType
 from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import disable_created_metrics
 
 from service.app import create_app
-from service.errors import CANNOT_START, StartupError
+from service.connection import protocol
+from service.errors import CANNOT_START, ModelRefusedError, StartupError
 from service.loading import load_models
 from service.logs import prepare
 from service.middleware import Lifecycle
-from service.settings import Settings, load_settings
+from service.probes import Probes
+from service.reloading import Reloader
+from service.settings import Settings, load_settings, shown_settings
 
 log = logging.getLogger("sparselane")
 
 # Above the 60 s after which common load balancers drop idle connections: they must be the ones to close.
 KEEP_ALIVE_SECONDS: Final = 75
+# The exit code of a stop that cut off accepted requests.
+CUT_OFF: Final = 3
+# The longest that Python lets one thread keep the others waiting. A probe changes threads about ten times, and must be
+# done in 50 ms though tokenizing and JSON are busy.
+SWITCH_SECONDS: Final = 0.001
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but SIGTERM turns /readyz to 503, it listens for `notice` more seconds, and then the process exits 0."""
+    """uvicorn, but SIGTERM turns /readyz to 503, and it listens for `notice` more seconds before it drains."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, notice: float, greeting: str) -> None:
-        """Log `greeting` once it listens."""
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        lifecycle: Lifecycle,
+        reloader: Reloader,
+        probes: Probes,
+        notice: float,
+        greeting: str,
+    ) -> None:
+        """Answer `probes` and log `greeting` once it listens; reload on SIGHUP."""
         super().__init__(config)
         self._lifecycle = lifecycle
+        self._reloader = reloader
+        self._reloads: set[asyncio.Task[None]] = set()
+        self._probes = probes
         self._notice = notice
         self._greeting = greeting
         self._close_at: float | None = None
@@ -43,7 +65,19 @@ class Server(uvicorn.Server):
         """Start to listen, then say so."""
         await super().startup(sockets)
         if self.started:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+            self._probes.listen()
             log.info("%s", self._greeting)
+
+    def _hang_up(self) -> None:
+        log.info("SIGHUP: reading the keys file and the models folder again")
+        work = asyncio.create_task(self._reload())
+        self._reloads.add(work)
+        work.add_done_callback(self._reloads.discard)
+
+    async def _reload(self) -> None:
+        with suppress(ModelRefusedError):  # the log has it
+            await self._reloader.reload_all()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Take SIGTERM or SIGINT; a second one, or SIGINT, skips the notice, and SIGINT after that skips the drain."""
@@ -60,47 +94,73 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(settings: Settings) -> None:
-    """Load the models and answer until SIGTERM or SIGINT, then finish what was accepted and return.
+def serve(settings: Settings) -> int:
+    """Load the models and answer until SIGTERM or SIGINT, then finish what was accepted.
+
+    Returns the exit code: 0, or CUT_OFF where the drain was too short for an accepted request.
 
     Raises:
-        StartupError: the port cannot be had, or there are no models.
+        StartupError: a port cannot be had, or there are no models.
     """
-    listener = bind(settings.host, settings.port)
-    with listener:
+    # Its default would end a server that still loads; see Server.startup for what it does from then on.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    log.info("settings", extra={"fields": {"settings": shown_settings(settings)}})
+    with bind(settings.host, settings.port) as listener, bind_probes(settings) as probe_listener:
         began = perf_counter()
         models = load_models(settings.models_dir, settings.threads)
         app = create_app(settings, models)
         engines = {(model.details.get("isa"), model.details.get("threads")) for model in models.serving.values()}
         greeting = (
-            f"listening on http://{_address(listener)} (try /docs); "
+            f"listening on http://{_address(listener)} (open it in a browser), "
+            f"probes on http://{_address(probe_listener)}; "
             f"models: {', '.join(f'{m.name} ({m.task})' for m in models.serving.values()) or 'none'}; "
             f"engine: {', '.join(f'{isa}, {threads} threads' for isa, threads in sorted(engines, key=str)) or 'none'}; "
             f"started in {perf_counter() - began:.2f} s"
         )
-        _run(app, listener, settings, greeting)
+        with Probes(probe_listener, app.state.health) as probes:
+            return _run(app, listener, probes, settings, greeting)
 
 
-def _run(app: FastAPI, listener: socket.socket, settings: Settings, greeting: str) -> None:
+def bind_probes(settings: Settings) -> socket.socket:
+    """Take the probes' port; a free one, with a warning, where nobody asked for the default and it is taken."""
+    try:
+        return bind(settings.host, settings.probe_port, "PROBE_PORT")
+    except StartupError as error:
+        if "probe_port" in settings.model_fields_set:
+            raise
+        log.warning("%s; probes take a free one for now", error)
+        return bind(settings.host, 0, "PROBE_PORT")
+
+
+def _run(app: FastAPI, listener: socket.socket, probes: Probes, settings: Settings, greeting: str) -> int:
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="on",
+        http=protocol(settings.read_seconds),
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.drain_seconds,
     )
-    server = Server(config, app.state.lifecycle, settings.notice_seconds, greeting)
+    lifecycle = app.state.lifecycle
+    server = Server(config, lifecycle, app.state.reloader, probes, settings.notice_seconds, greeting)
+    sys.setswitchinterval(SWITCH_SECONDS)
     server.run(sockets=[listener])
     if not server.started:
         raise StartupError("the server could not start; the log above says why")
+    if lifecycle.cut_off:
+        log.error("stopped; the drain of %d s cut off %d requests", settings.drain_seconds, lifecycle.cut_off)
+        return CUT_OFF
     log.info("stopped")
+    return 0
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, setting: str = "PORT") -> socket.socket:
     """Take the port before the models are loaded; nothing can connect until the server listens.
+
+    `setting`: what chooses the port, for the message.
 
     Raises:
         StartupError: in use, not allowed, or no such address.
@@ -114,9 +174,10 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
+        choose = f"SPARSELANE_{setting} or --{setting.lower().replace('_', '-')}"
         hint = {
-            errno.EADDRINUSE: "another program has this port; stop it, or choose one with SPARSELANE_PORT or --port",
-            errno.EACCES: "ports below 1024 need privileges; choose another with SPARSELANE_PORT or --port",
+            errno.EADDRINUSE: f"another program has this port; stop it, or choose one with {choose}",
+            errno.EACCES: f"ports below 1024 need privileges; choose another with {choose}",
         }.get(error.errno or 0, "set SPARSELANE_HOST or --host to an address of this machine")
         raise StartupError(f"cannot listen on {host}:{port}: {error.strerror}; {hint}") from error
     return listener
@@ -128,11 +189,13 @@ def _address(listener: socket.socket) -> str:
 
 
 def main() -> None:
-    """Serve; exit with 2 and a line on stderr where that cannot start."""
+    """Serve; exit as `serve` says, or with 2 and a line on stderr where that cannot start."""
     try:
         settings = load_settings()
-        prepare(settings.log_level)
-        serve(settings)
+        prepare(settings.log_level, settings.log_format)
+        # The time at which each series was made: a quarter of the page, and in this format nobody reads it.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        sys.exit(serve(settings))
     except StartupError as error:
         print(f"sparselane: {error}", file=sys.stderr)  # noqa: T201, the log may not be set up
         sys.exit(CANNOT_START)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -13,6 +13,22 @@ from service.windows import Encoded, Floats
 Item = TypeVar("Item")
 Parameters = TypeVar("Parameters", bound=Strict)
 Entry = TypeVar("Entry", bound=Output)
+ItemAsked = TypeVar("ItemAsked", covariant=True)
+ParametersAsked = TypeVar("ParametersAsked", bound=Strict, covariant=True)
+
+
+class Asked(Protocol[ItemAsked, ParametersAsked]):
+    """A checked body, whichever contract it came by: inputs with the JSON pointer of each, and the parameters."""
+
+    @property
+    def parameters(self) -> ParametersAsked:
+        """Return the task's parameters."""
+
+    def items(self) -> Sequence[ItemAsked]:
+        """Return the inputs."""
+
+    def pointers(self) -> Sequence[str]:
+        """Return the JSON pointer of each input."""
 
 
 @dataclass(frozen=True)

@@ -4,53 +4,85 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from service.errors import InvalidRequestError
 from service.models import Model
-from service.schemas import Label, Text, TextClassificationParameters
+from service.schemas import Label, TextClassificationParameters, TextOrPair, TextPair
 from service.task import Task
-from service.windows import Encoded, Floats
+from service.windows import Encoded, Floats, Tokens
+
+Scores = NDArray[np.float64]
 
 
-def encode(model: Model, text: str, parameters: TextClassificationParameters, pointer: str) -> Encoded:
-    """Return the text's tokens and its windows.
+def encode(model: Model, item: str | TextPair, parameters: TextClassificationParameters, pointer: str) -> Encoded:
+    """Return the windows of a text, or of a pair of texts: then with the tokens of the longer one, which is cut.
 
     Raises:
-        InvalidRequestError: a text without a token, or longer than one window where `long_inputs` is "refuse".
+        InvalidRequestError: a pair for a model of single texts or the reverse; a text without a token; longer than one
+            window where `long_inputs` is "refuse"; a pair of two long texts. TooLargeError: too many windows.
     """
+    if isinstance(item, TextPair) != model.pairs:
+        wanted = '{"text": ..., "text_pair": ...}' if model.pairs else "a text, not a pair"
+        raise InvalidRequestError.at(
+            pointer, f"the model reads {'pairs' if model.pairs else 'single texts'}: send {wanted}"
+        )
+    if isinstance(item, TextPair):
+        first, second = (_tokens(model, getattr(item, name), f"{pointer}/{name}") for name in TextPair.model_fields)
+        count, limit = len(first) + len(second), model.windows.length - 3
+        _check_length(count, limit, parameters, pointer)
+        return model.windows.both(first, second, pointer)
+    tokens = _tokens(model, item, pointer)
+    _check_length(len(tokens), model.windows.length - 2, parameters, pointer)
+    return model.windows.single(tokens)
+
+
+def _tokens(model: Model, text: str, pointer: str) -> Tokens:
     tokens = model.windows.tokenizer(text)
     if not len(tokens):
         raise InvalidRequestError.at(pointer, "the text has no words", value=text)
-    encoded = model.windows.single(tokens)
-    if len(encoded.windows) > 1 and parameters.long_inputs == "refuse":
-        limit = model.windows.length - 2
+    return tokens
+
+
+def _check_length(count: int, limit: int, parameters: TextClassificationParameters, pointer: str) -> None:
+    if count > limit and parameters.long_inputs == "refuse":
         raise InvalidRequestError.at(
             pointer,
-            f"the text has {len(tokens)} tokens, one window holds {limit}, and long_inputs is 'refuse'; "
+            f"the text has {count} tokens, one window holds {limit}, and long_inputs is 'refuse'; "
             "shorten it or use 'average'",
-            value=len(tokens),
+            value=count,
             limit=limit,
         )
-    return encoded
 
 
 def decode(
-    model: Model, _: str, encoded: Encoded, logits: Sequence[Floats], parameters: TextClassificationParameters
+    model: Model,
+    _: str | TextPair,
+    encoded: Encoded,
+    logits: Sequence[Floats],
+    parameters: TextClassificationParameters,
 ) -> list[Label]:
-    """Return labels, best first, from logits, [C] per window: softmax of their mean, weighted by windows' tokens.
+    """Return labels, best first, from logits, [C] per window: a function of their mean, weighted by windows' tokens.
 
-    Scores of a multi-label model are sigmoids: each is the probability that its label holds, whatever the others do.
+    Unless `function` names one it is softmax, or sigmoid where the model has one label, or several that each hold by
+    themselves (as transformers' pipeline has it).
     """
     weights = [window.end - window.start for window in encoded.windows]
     mean = np.average(np.array(logits, np.float64), axis=0, weights=weights)
-    if model.multi_label:
-        scores = np.exp(-np.logaddexp(0, -mean))  # 1 / (1 + exp(-x)) without overflow
-    else:
-        exponentials = np.exp(mean - mean.max())
-        scores = exponentials / exponentials.sum()
+    by_itself = model.multi_label or len(model.labels) == 1
+    scores = _scores(mean, parameters.function or ("sigmoid" if by_itself else "softmax"))
     order = np.argsort(-scores, kind="stable")[: parameters.top_k]
     return [Label(label=model.labels[i], score=float(scores[i])) for i in order]
+
+
+def _scores(logits: Scores, function: str) -> Scores:
+    if function == "none":
+        return logits
+    if function == "sigmoid":
+        return np.asarray(np.exp(-np.logaddexp(0, -logits)))  # 1 / (1 + exp(-x)) without overflow
+    exponentials = np.exp(logits - logits.max())
+    return np.asarray(exponentials / exponentials.sum())
 
 
 def golden(entries: list[Label]) -> Any:
@@ -58,6 +90,5 @@ def golden(entries: list[Label]) -> Any:
     return {"label": entries[0].label}
 
 
-TEXT_CLASSIFICATION = Task(
-    "text-classification", TypeAdapter(Text), TextClassificationParameters, encode, decode, golden
-)
+ITEM: TypeAdapter[str | TextPair] = TypeAdapter(TextOrPair)
+TEXT_CLASSIFICATION = Task("text-classification", ITEM, TextClassificationParameters, encode, decode, golden)

@@ -24,14 +24,15 @@ def encode(model: Model, text: str, parameters: TokenClassificationParameters, _
     """Return the text's tokens and its windows; a text without a token has none, and no entities.
 
     Raises:
-        InvalidRequestError: `ignore_labels` names a group that the model does not have.
+        InvalidRequestError: `ignore_labels` names a group that the model does not have, or no progress with `stride`.
+        TooLargeError: too many windows.
     """
     groups = sorted({_group(tag) for tag in model.labels})
     for place, name in enumerate(parameters.ignore_labels):
         if name not in groups:
             where = f"/parameters/ignore_labels/{place}"
             raise InvalidRequestError.at(where, f"the model has no such group{nearest(name, groups)}", value=name)
-    return model.windows.single(model.windows.tokenizer(text))
+    return model.windows.single(model.windows.tokenizer(text), parameters.stride)
 
 
 def decode(
@@ -41,17 +42,24 @@ def decode(
 
     A word is what lies between spaces and punctuation; its tag comes from its tokens as `aggregation` says. B- starts
     an entity, I- continues one of its own group and starts one elsewhere. A group's score is the mean of its words'.
+    For "simple" each token is a word of its own; for "none" an entity, too.
     """
     if not encoded.windows:
         return []
     rows = merged(encoded, logits).astype(np.float64)
     exponentials = np.exp(rows - rows.max(axis=1, keepdims=True))
     words = _words(model, text, encoded, exponentials / exponentials.sum(axis=1, keepdims=True), parameters.aggregation)
-    return [_entity(text, group) for group in _groups(words) if _group(group[0][0]) not in parameters.ignore_labels]
+    alone = parameters.aggregation == "none"
+    return [
+        _entity(text, group[0][0] if alone else _group(group[0][0]), group)
+        for group in ([[word] for word in words] if alone else _groups(words))
+        if _group(group[0][0]) not in parameters.ignore_labels
+    ]
 
 
 def _words(model: Model, text: str, encoded: Encoded, scores: Scores, aggregation: str) -> list[Word]:
-    numbers = encoded.tokens.words
+    by_token = aggregation in ("none", "simple")
+    numbers = np.arange(len(encoded.tokens)) if by_token else encoded.tokens.words
     edges = [0, *(np.flatnonzero(numbers[1:] != numbers[:-1]) + 1).tolist(), len(numbers)]
     result = []
     for first, end in pairwise(edges):
@@ -66,7 +74,7 @@ def _word_scores(tokens: Scores, aggregation: str) -> Scores:
     """Reduce the probabilities of a word's tokens, [n, C], to the word's, [C]."""
     if aggregation == "average":
         return np.asarray(tokens.mean(axis=0))
-    surest = 0 if aggregation == "first" else int(tokens.max(axis=1).argmax())
+    surest = int(tokens.max(axis=1).argmax()) if aggregation == "max" else 0
     return np.asarray(tokens[surest])
 
 
@@ -85,10 +93,10 @@ def _group(tag: str) -> str:
     return tag.split("-", 1)[-1]
 
 
-def _entity(text: str, words: list[Word]) -> Entity:
+def _entity(text: str, name: str, words: list[Word]) -> Entity:
     start, end = words[0][2], words[-1][3]
     score = sum(word[1] for word in words) / len(words)
-    return Entity(entity_group=_group(words[0][0]), score=score, word=text[start:end], start=start, end=end)
+    return Entity(entity_group=name, score=score, word=text[start:end], start=start, end=end)
 
 
 def golden(entries: list[Entity]) -> Any:

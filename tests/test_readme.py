@@ -17,7 +17,8 @@ from bench.results import ROOT, results_table, with_results
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # ```sh with a curl call, then ```json with its answer.
-CALLS = re.findall(r"```sh\n(curl [^`]*?)\n```\s+```json\n(.*?)\n```", README, re.DOTALL)
+CALL = re.compile(r"```sh\n(curl [^`]*?)\n```\s+```json\n(.*?)\n```", re.DOTALL)
+CALLS = CALL.findall(README)
 
 
 def test_the_results_table_is_current() -> None:
@@ -66,13 +67,13 @@ def test_the_readme_shows_the_three_tasks() -> None:
 def test_a_call_gives_the_answer_that_the_readme_shows(port: int, call: str, shown: str) -> None:
     words = shlex.split(call.replace("localhost:8000", f"127.0.0.1:{port}"))
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert _rounded(json.loads(done.stdout)) == _rounded(json.loads(shown))
+    assert rounded(json.loads(done.stdout)) == rounded(json.loads(shown))
 
 
-def _rounded(value: object) -> object:
+def rounded(value: object) -> object:
     """Scores to two digits: kernels of other CPUs add in another order."""
     if isinstance(value, float):
         return round(value, 2)
     if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return {key: _rounded(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return [rounded(item) for item in value]
+    return {key: rounded(item) for key, item in value.items()} if isinstance(value, dict) else value

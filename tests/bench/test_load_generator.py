@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import pytest
 
 from bench import load_generator
-from bench.http_level import summary
-from bench.load_generator import Connections, Outcome, Request, offer, saturate
+from bench.http_level import stages, summary
+from bench.load_generator import Connections, Outcome, Request, offer, poisson, saturate
 
 Answer = Callable[[int], Awaitable[tuple[int, bytes]]]
 
@@ -18,7 +19,8 @@ def run_against(answer: Answer, rate: float, seconds: float, expected: bytes | N
     async def run() -> list[Outcome]:
         async with await tiny_server(answer) as server:
             connections = Connections("127.0.0.1", server.sockets[0].getsockname()[1])
-            outcomes = await offer(connections, [Request("/", b"{}", expected)], rate, seconds)
+            departures = [number / rate for number in range(round(rate * seconds))]
+            outcomes = await offer(connections, [Request("/", b"{}", expected)], departures)
             connections.close()
         return outcomes
 
@@ -100,7 +102,7 @@ def test_errors_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_refused_connection_is_an_error_not_a_crash() -> None:
-    outcomes = asyncio.run(offer(Connections("127.0.0.1", 1), [Request("/", b"")], 10, 0.1))
+    outcomes = asyncio.run(offer(Connections("127.0.0.1", 1), [Request("/", b"")], [0.0]))
     assert [outcome.error for outcome in outcomes] == ["ConnectionRefusedError"]
 
 
@@ -119,6 +121,30 @@ def test_the_summary_leaves_errors_out_of_the_latency() -> None:
     outcomes = [Outcome(0.0, 0.1, ""), Outcome(1.0, 9.0, "timeout"), Outcome(2.0, 0.3, "")]
     row = summary(outcomes, rate=1.0)
     assert row["p50_s"] == pytest.approx(0.2)
-    assert (row["requests"], row["errors"], row["error_kinds"]) == (3, 1, "timeout: 1")
+    assert (row["requests"], row["refused"], row["errors"], row["error_kinds"]) == (3, 0, 1, "timeout: 1")
     assert row["answered_rate"] == pytest.approx(2 / 10.0)
     assert summary([Outcome(0.0, 1.0, "timeout")], 1.0)["p99_s"] == ""
+
+
+def test_the_summary_tells_refusals_late_answers_and_kinds_apart() -> None:
+    outcomes = [Outcome(0.0, 0.1, "", "short"), Outcome(0.0, 2.0, "", "long"), Outcome(0.0, 0.0, "status 503", "long")]
+    row = summary(outcomes, rate=1.0)
+    assert row["answered_rate"] == pytest.approx(1 / 2.0), "the late one does not count"
+    assert (row["refused"], row["errors"]) == (1, 0)
+    assert (row["short_p99_s"], row["long_p99_s"]) == (0.1, 2.0)
+
+
+def test_departures_are_independent_and_as_many_as_asked_for() -> None:
+    times = poisson(1000, 10, seed=1)
+    assert times == sorted(times) and times[-1] < 10
+    assert len(times) == pytest.approx(10_000, rel=0.05)
+    gaps = [after - before for before, after in pairwise(times)]
+    mean = sum(gaps) / len(gaps)
+    assert sum((gap - mean) ** 2 for gap in gaps) / len(gaps) == pytest.approx(mean**2, rel=0.1)
+    assert poisson(0.001, 0.1, seed=1) == [0.0]
+
+
+def test_the_engines_part_is_read_from_server_timing() -> None:
+    assert stages("tokenize;dur=0.40, queue;dur=1.00, infer;dur=7.90") == pytest.approx(
+        {"tokenize": 0.0004, "queue": 0.001, "infer": 0.0079}
+    )

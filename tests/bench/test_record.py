@@ -81,7 +81,10 @@ def test_the_report_shows_ratios_reasons_and_pictures(tmp_path: Path) -> None:
     broken = OTHER | {"format": "blocks_1x4", "density": 0.1, "wanted_density": 0.1, "tiles": 1, "status": "mismatch"}
     write_rows(tmp_path / "kernels.csv", [*kernels, broken])
     load = {"workload": "qa", "share": 0.5, "offered_rate": 10, "answered_rate": 10, "requests": 80, "errors": 0}
-    write_rows(tmp_path / "http.csv", [load | {"p50_s": 0.01, "p90_s": 0.02, "p99_s": "", "error_kinds": ""}])
+    load |= {"p50_s": 0.01, "p95_s": 0.02, "p99_s": "", "short_p99_s": 0.03, "long_p99_s": "", "refused": 20}
+    write_rows(tmp_path / "http.csv", [load | {"readyz_max_s": 0.004, "metrics_max_s": 0.006, "error_kinds": ""}])
+    times = {"total_s": 0.005, "engine_s": 0.004, "overhead_s": 0.00091}
+    write_rows(tmp_path / "http_alone.csv", [{"workload": "qa", "kind": "short"} | times])
     write_report(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| tiny | 90 % | 1x8 | 1 | 10.00 | 8.00x |" in text
@@ -90,6 +93,8 @@ def test_the_report_shows_ratios_reasons_and_pictures(tmp_path: Path) -> None:
     assert "* deepsparse-int8, 1 cases: absent: not installed" in text
     assert "| bert-large | engine | 0.80 (0.80 to 0.80) | 1.5 | 158 | 250 |" in text
     assert "mismatch" in text
+    assert "| qa | short | 5.00 | 4.00 | 0.91 |" in text
+    assert "| qa | 50 % | 10 | 10 | 25 % | 10 | 20 |  | 30 |  | 4 | 6 | 80 | 0 |" in text
     for name in ("headline", "sparsity", "crossover", "http"):
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
         assert f"![{name}]({name}.png)" in text

@@ -1,12 +1,9 @@
 """Every checkpoint of a run loads by from_pretrained: under the installed transformers, and under the last 4.x.
 
-The latter needs an interpreter of its own, which docs/compression.md says how to make; without it that test is skipped.
+The latter is in a folder of its own (tests/transformers4.py); without it that test is skipped.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,11 @@ from tokenizers.processors import TemplateProcessing
 from typer.testing import CliRunner
 
 from compression.cli import app
+from tests import transformers4
 from tests.compression import tiny
 
 STAGES = ("teacher", "pruned", "quantized-1", "quantized")
 INPUTS = {"ids": [[2, 71, 72, 73, 3], [2, 80, 81, 3, 0]], "text": "the film was superb, clara!"}
-OLD = os.environ.get("SPARSELANE_TRANSFORMERS4_PYTHON", "")
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +41,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return made
 
 
-def load(python: str, folders: list[Path]) -> dict[str, Any]:
+def load(folders: list[Path], *, old: bool) -> dict[str, Any]:
     script = Path(__file__).with_name("load_checkpoint.py")
-    command = [python, str(script), json.dumps(INPUTS), *map(str, folders)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    document: dict[str, Any] = json.loads(done.stdout)
+    document: dict[str, Any] = transformers4.run(script, json.dumps(INPUTS), *map(str, folders), old=old)
     return document
 
 
 @pytest.fixture(scope="module")
 def installed(folders: list[Path]) -> dict[str, Any]:
-    return load(sys.executable, folders)
+    return load(folders, old=False)
 
 
 def test_every_checkpoint_loads_whole(installed: dict[str, Any]) -> None:
@@ -67,9 +60,9 @@ def test_every_checkpoint_loads_whole(installed: dict[str, Any]) -> None:
         assert result["tokens"][0] == 2 and result["tokens"][-1] == 3
 
 
-@pytest.mark.skipif(not OLD, reason="SPARSELANE_TRANSFORMERS4_PYTHON names no interpreter with transformers 4.x")
+@transformers4.needed
 def test_every_checkpoint_means_the_same_to_transformers_4(folders: list[Path], installed: dict[str, Any]) -> None:
-    old = load(OLD, folders)
+    old = load(folders, old=True)
     assert installed["version"].startswith("5.") and old["version"].startswith("4.")
     for folder, ours in installed["results"].items():
         theirs = old["results"][folder]

@@ -119,7 +119,7 @@ def test_entrypoint_is_exec_form_so_that_sigterm_reaches_the_server(runtime: Sta
 def test_environment_is_one_the_server_accepts(runtime: Stage) -> None:
     pairs = dict(pair.split("=", 1) for value in runtime.values("ENV") for pair in value.split())
     settings = load_settings({name: value for name, value in pairs.items() if name.startswith("SPARSELANE_")})
-    assert runtime.values("EXPOSE") == [str(settings.port)]
+    assert runtime.values("EXPOSE") == [f"{settings.port} {settings.probe_port}"]
     assert settings.host == "0.0.0.0"
     assert pairs["PYTHONDONTWRITEBYTECODE"] == "1"
 

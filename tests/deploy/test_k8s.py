@@ -125,20 +125,22 @@ def test_no_token_and_no_service_links(manifests: list[Manifest], pod: Manifest)
 def test_probes(container: Manifest) -> None:
     paths = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
     assert paths == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/healthz"}
-    assert {container[f"{kind}Probe"]["httpGet"]["port"] for kind in paths} == {"http"}
+    assert {container[f"{kind}Probe"]["httpGet"]["port"] for kind in paths} == {"probes"}
 
 
 def test_probed_and_scraped_paths_are_routes_of_the_service(manifests: list[Manifest], container: Manifest) -> None:
-    app = (ROOT / "service" / "app.py").read_text()
+    app = (ROOT / "service" / "probes.py").read_text()
     annotations = one(manifests, "Deployment")["spec"]["template"]["metadata"]["annotations"]
-    assert annotations["prometheus.io/port"] == str(container["ports"][0]["containerPort"])
+    assert annotations["prometheus.io/port"] == str(container["ports"][1]["containerPort"])
+    assert container["ports"][1]["name"] == "probes"
+    assert f"SPARSELANE_PROBE_PORT={container['ports'][1]['containerPort']}" in (ROOT / "Dockerfile").read_text()
     for path in ("/readyz", "/healthz", annotations["prometheus.io/path"]):
-        assert f'"{path}"' in app, f"{path} is not a route in service/app.py"
+        assert f'"{path}"' in app, f"{path} is not answered by service/probes.py"
 
 
 def test_service_reaches_the_container(manifests: list[Manifest], container: Manifest) -> None:
     service, deployment = one(manifests, "Service")["spec"], one(manifests, "Deployment")["spec"]
-    (port,), (container_port,) = service["ports"], container["ports"]
+    (port,), container_port = service["ports"], container["ports"][0]
     assert (port["port"], port["targetPort"]) == (80, container_port["name"])
     assert f"SPARSELANE_PORT={container_port['containerPort']}" in (ROOT / "Dockerfile").read_text()
     labels = deployment["template"]["metadata"]["labels"]

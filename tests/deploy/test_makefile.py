@@ -88,6 +88,7 @@ def test_test_runs_the_checks_first(tmp_path: Path) -> None:
         "bin/ruff check",
         "bin/ruff format --check",
         "bin/mypy",
+        "--requirement tests/pins/transformers4.txt",
         "-m pytest",
     )
     positions = [recipe.index(step) for step in steps]

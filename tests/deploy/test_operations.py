@@ -5,15 +5,17 @@ from pathlib import Path
 
 import yaml
 
-from service.settings import PREFIX, Settings, load_settings
+from service.settings import CONFIG, PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 
 
 def shown(default: object) -> str:
-    if default is None:
+    if default is None or default == ():
         return "unset"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     return f"`{default.relative_to(ROOT) if isinstance(default, Path) else default}`"
 
 
@@ -29,7 +31,7 @@ def test_every_setting_is_in_the_table_with_its_default_and_meaning() -> None:
 
 
 def test_every_name_on_the_page_is_a_setting() -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {"SPARSELANE_ISA"}
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {"SPARSELANE_ISA", CONFIG}
     assert set(re.findall(rf"{PREFIX}[A-Z_]+(?<!_)\b", PAGE)) <= known
 
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import httpx
 import numpy as np
 
 from service.app import create_app
-from service.models import Model, Models
+from service.models import Embeddings, Model, Models
 from service.settings import Settings, load_settings
 from service.windows import Floats, Ints, TextTokenizer, Windows
 from tests.random_artifact import LABELS, tokenizer
@@ -59,7 +60,8 @@ def model(
     forward = Formula(len(labels), rows_are_tokens=task != "text-classification")
     windows = Windows(text_tokenizer(folder), window, stride)
     longest = 10 if task == "question-answering" else None
-    return Model(name or task.split("-")[0], task, tuple(labels), windows, longest, True, forward, {}), forward
+    made = Model(name or task.split("-")[0], task, tuple(labels), windows, longest, True, forward, {})
+    return replace(made, embeddings=Embeddings(tokenizer().get_vocab_size(), 64, 2)), forward
 
 
 def settings(**overrides: Any) -> Settings:

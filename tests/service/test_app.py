@@ -1,6 +1,7 @@
 """The HTTP face over a formula: answers, every bad input, probes, metrics, overload, disconnects."""
 
 import asyncio
+import gzip
 import json
 import threading
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from service import pipeline
 from service.app import create_app
 from service.errors import HTTP
-from service.metrics import STAGES
+from service.logs import JsonFormatter
+from service.metrics import STAGES, TOTAL
 from service.models import Model, Models
 from service.pipeline import TASKS
 from tests.service import fake
@@ -117,7 +119,7 @@ BAD: list[tuple[str, Any, int, str | None, str, str | None, str | None]] = [
         {"inputs": ASKED, "parameters": {"stride": 31}},
         422,
         "/parameters/stride",
-        "25 tokens of context",
+        "25 tokens of text",
         "31",
         "24",
     ),
@@ -191,6 +193,22 @@ def test_only_json_is_read(models: dict[str, tuple[Model, Formula]]) -> None:
     assert fake.talk([models[CLS][0]], conversation) == [415, 415, 415, 200, 200]
 
 
+def test_a_packed_body_is_refused_and_an_empty_one_needs_no_type(models: dict[str, tuple[Model, Formula]]) -> None:
+    async def conversation(http: httpx.AsyncClient) -> None:
+        async def chunks() -> Any:
+            yield gzip.compress(b'{"inputs": "a"}')
+
+        headers = {"content-type": "application/json", "content-encoding": "gzip"}
+        for content in (gzip.compress(b'{"inputs": "a"}'), chunks()):
+            refused = await http.post(f"/v1/{CLS}", content=content, headers=headers)
+            assert (refused.status_code, "content encoding is 'gzip'" in refused.json()["detail"]) == (415, True)
+        plain = await http.post(f"/v1/{CLS}", json={"inputs": "a"}, headers={"content-encoding": "identity"})
+        assert plain.status_code == 200
+        assert (await http.post(f"/v1/{CLS}")).status_code == 400
+
+    fake.talk([models[CLS][0]], conversation)
+
+
 def test_unknown_paths_and_methods_have_problem_bodies_too(models: dict[str, tuple[Model, Formula]]) -> None:
     async def conversation(http: httpx.AsyncClient) -> list[httpx.Response]:
         return [await http.get("/nowhere"), await http.get(f"/v1/{CLS}")]
@@ -216,18 +234,26 @@ def test_a_sane_request_id_is_kept_and_another_replaced(models: dict[str, tuple[
     assert all(len(value) == 32 and value.isalnum() for value in minted)
 
 
+@pytest.mark.parametrize("log_texts", [True, False])
 def test_a_defect_is_a_500_that_tells_the_client_nothing_but_the_id(
-    models: dict[str, tuple[Model, Formula]], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    models: dict[str, tuple[Model, Formula]],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    log_texts: bool,
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("secret")
 
     monkeypatch.setattr("service.pipeline.decode_all", broken)
-    response = post(models, CLS, {"inputs": "a"})
+    caplog.handler.setFormatter(JsonFormatter())
+    response = post(models, CLS, {"inputs": "a"}, log_texts=log_texts)
     assert response.status_code == 500
     assert "secret" not in response.text
-    assert response.json()["request_id"] in caplog.text
-    assert "secret" in caplog.text
+    (line,) = (json.loads(line) for line in caplog.text.splitlines() if '"error"' in line)
+    assert line["request_id"] == response.json()["request_id"]
+    assert "in broken" in json.dumps(line), "the way to the defect"
+    # The message of an exception may quote the text.
+    assert ("RuntimeError: secret" in json.dumps(line)) == log_texts
 
 
 def test_probes_answer_while_the_engine_is_busy(models: dict[str, tuple[Model, Formula]]) -> None:
@@ -246,7 +272,7 @@ def test_probes_answer_while_the_engine_is_busy(models: dict[str, tuple[Model, F
     fake.talk([models[CLS][0]], conversation)
 
 
-def test_texts_are_read_and_answers_made_off_the_event_loop(
+def test_long_texts_are_read_off_the_event_loop_and_do_not_hold_up_others(
     models: dict[str, tuple[Model, Formula]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop, seen = threading.current_thread(), []
@@ -258,9 +284,12 @@ def test_texts_are_read_and_answers_made_off_the_event_loop(
             return work(*arguments)
 
         monkeypatch.setattr(pipeline, name, noted)
+    for characters, thread in ((pipeline.AT_ONCE, "text_0"), (pipeline.LONG, "long-text_0")):
+        assert post(models, CLS, {"inputs": ["a" * 100] * (characters // 100)}, max_inputs=1000).status_code == 200
+        assert [one.name for one in seen] == [thread] * 2
+        seen.clear()
     assert post(models, CLS, {"inputs": "a"}).status_code == 200
-    assert len(seen) == 2
-    assert loop not in seen
+    assert seen == [loop] * 2, "so little is done where it is"
 
 
 def test_readiness_names_what_failed_and_ends_when_the_server_stops(models: dict[str, tuple[Model, Formula]]) -> None:
@@ -356,7 +385,7 @@ def test_metrics_are_there_from_the_start_and_count(models: dict[str, tuple[Mode
         before = (await http.get("/metrics")).text
         answered = await http.post(f"/v1/{NER}", json={"inputs": "john was in london"})
         assert {part.partition(";")[0] for part in answered.headers["server-timing"].split(", ")} == set(STAGES) - {
-            "total"
+            TOTAL
         }
         assert (await http.post(f"/v1/{NER}", json={"inputs": 1})).status_code == 422
         return before, (await http.get("/metrics")).text
@@ -365,14 +394,15 @@ def test_metrics_are_there_from_the_start_and_count(models: dict[str, tuple[Mode
     for task, (model, _) in models.items():
         for outcome in ("ok", *(meaning.outcome for meaning in HTTP.values())):
             assert f'requests_total{{model="{model.name}",outcome="{outcome}",task="{task}"}} 0.0' in before
-        for stage in STAGES:
-            count = f'sparselane_request_stage_seconds_count{{model="{model.name}",stage="{stage}",task="{task}"}}'
+        for name, _ in STAGES.values():
+            count = f'sparselane_{name}_seconds_count{{model="{model.name}",task="{task}"}}'
             assert f"{count} 0.0" in before
             assert f"{count} {float(task == NER)}" in after
         assert f'sparselane_model_info{{model="{model.name}"' in before
     assert 'outcome="ok",task="token-classification"} 1.0' in after
     assert 'sparselane_requests_total{model="none",outcome="invalid",task="token-classification"} 1.0' in after
-    assert "sparselane_batch_tokens_sum 6.0" in after
+    assert 'sparselane_batch_tokens_sum{kind="real"} 6.0' in after
+    assert 'sparselane_batch_tokens_sum{kind="padded"} 8.0' in after
 
 
 def test_the_document_has_examples_that_work_and_no_loose_ends(models: dict[str, tuple[Model, Formula]]) -> None:
@@ -384,7 +414,7 @@ def test_the_document_has_examples_that_work_and_no_loose_ends(models: dict[str,
             name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
             for example in document["components"]["schemas"][name]["examples"]:
                 assert (await http.post(f"/v1/{task}", json=example)).status_code == 200
-            assert {"200", "400", "404", "413", "415", "422", "503"} <= set(operation["responses"])
+            assert {"200", "400", "404", "408", "413", "415", "422", "503"} <= set(operation["responses"])
             assert set(operation["responses"]["422"]["content"]) == {"application/problem+json"}
         return dict(document)
 

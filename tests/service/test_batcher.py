@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pytest
 
 from service.batcher import Batcher, Inferred
-from service.errors import EngineFailedError, OverloadedError, TooLargeError
+from service.call import Lane, begin, current
+from service.cost import Cost
+from service.errors import DeadlineError, EngineFailedError, OverloadedError, TooLargeError
 from service.metrics import Metrics
 from service.models import Model, Models
 from service.windows import Window
@@ -183,7 +187,7 @@ def test_close_answers_what_was_admitted(tmp_path: Path) -> None:
 def test_the_time_to_retry_follows_the_speed_that_was_measured(tmp_path: Path) -> None:
     async def story() -> None:
         bench = Bench(tmp_path, max_batch_tokens=1000, max_queue_tokens=100_000)
-        bench.batcher._measure(1000, 1, 1.0)  # 1000 tokens a second
+        bench.ner = replace(bench.ner, cost=Cost(0.0, 1e-3, 0.0))  # 1000 tokens a second
         first = await bench.busy()
         waiting = bench.ask(bench.ner, *[1000] * 30)
         await asyncio.sleep(0)
@@ -193,6 +197,56 @@ def test_the_time_to_retry_follows_the_speed_that_was_measured(tmp_path: Path) -
         waiting.cancel()
         bench.release()
         await asyncio.gather(first, waiting, return_exceptions=True)
+        await bench.batcher.close()
+
+    run(story())
+
+
+def test_who_would_be_late_is_refused_and_who_is_late_is_dropped_where_others_wait(tmp_path: Path) -> None:
+    async def story() -> None:
+        bench = Bench(tmp_path, max_batch_tokens=1000, max_queue_tokens=100_000)
+        bench.ner = replace(bench.ner, cost=Cost(0.0, 1e-3, 0.0))
+        first = await bench.busy()
+        others = [bench.ask(bench.ner, 10) for _ in range(300)]
+        await asyncio.sleep(0.3)  # much more than the 4 x 10 ms for which a newcomer could overtake them
+        call = begin({"x-request-timeout-ms": "3000"}, 1, perf_counter())
+        with pytest.raises(OverloadedError, match=r"may need 3\.\d s, and has 3\.0 s"):
+            bench.batcher.check_wait(call)
+        with pytest.raises(OverloadedError, match=r"may need [45]\.\d s"):
+            await bench.ask(bench.ner, 5)
+        with pytest.raises(OverloadedError, match=r"may need 5\.\d s"), bench.batcher.reading(bench.ner, 6000):
+            pass
+        begin({"x-request-timeout-ms": "9000"}, 1, perf_counter())
+        bench.batcher.check_wait(current())
+        late = bench.ask(bench.ner, 5)
+        await asyncio.sleep(0)
+        for job in bench.batcher._schedule.lines[Lane.INTERACTIVE].jobs:
+            job.deadline = 0.0  # as if the engine had been held up from outside
+        bench.release()
+        outcomes = await asyncio.gather(first, late, *others, return_exceptions=True)
+        assert sum(isinstance(outcome, DeadlineError) for outcome in outcomes) == 300
+        assert sum(isinstance(outcome, Inferred) for outcome in outcomes) == 2, "the first, and the last: nobody waits"
+        assert bench.batcher.waiting_tokens == 0
+        await bench.batcher.close()
+
+    run(story())
+
+
+def test_texts_that_are_read_take_room_in_the_queue(tmp_path: Path) -> None:
+    async def story() -> None:
+        bench = Bench(tmp_path)
+        first = await bench.busy()
+        with bench.batcher.reading(bench.ner, 300):
+            assert bench.batcher.waiting_tokens == 10 + 51
+            with pytest.raises(OverloadedError), bench.batcher.reading(bench.ner, 300):
+                pass
+        assert bench.batcher.waiting_tokens == 10
+        with pytest.raises(OverloadedError), bench.batcher.reading(bench.ner, 10**9):  # at most the whole queue
+            pass
+        bench.release()
+        await first
+        with bench.batcher.reading(bench.ner, 10**9):
+            assert bench.batcher.waiting_tokens == 100
         await bench.batcher.close()
 
     run(story())

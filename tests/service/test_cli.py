@@ -2,6 +2,7 @@
 
 import json
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.keys import Keyring
 from tests.service import artifacts
 from tests.service.artifacts import CLS, NER, QA
 
@@ -65,11 +67,64 @@ def test_an_unknown_model_names_the_nearest(folder: Path) -> None:
     assert (code, "did you mean 'sentiment'" in error) == (2, True)
 
 
-def test_inspect_shows_the_manifest(folder: Path) -> None:
-    code, out, _ = run("inspect", folder / "ner")
+def test_a_key_is_printed_once_and_its_table_goes_into_the_keys_file(tmp_path: Path) -> None:
+    code, out, error = run("key", "alice", "--role", "admin", "--tokens-per-minute", "60")
     assert code == 0
-    for part in ("architecture.layers", "task.name", f'"{NER}"', "sparsity.overall", "golden examples"):
-        assert part in out
+    (tmp_path / "keys.toml").write_text(out)
+    secret = error.split()[-1]
+    key = Keyring(tmp_path / "keys.toml").find(secret)
+    assert key is not None and (key.name, key.role) == ("alice", "admin")
+    assert secret not in out
+    code, _, error = run("key", "a b")
+    assert (code, "must be 1 to 64 letters" in error) == (2, True)
+
+
+def test_inspect_shows_matrices_sizes_quality_and_provenance(folder: Path) -> None:
+    code, out, _ = run("inspect", "ner", "--models-dir", folder)
+    assert code == 0
+    for part in (
+        "1 layers, 32 wide",
+        NER,
+        "none on none none: dense not measured",
+        "base_checkpoint",
+        "random",
+        "ffn out",
+    ):
+        assert part in out, out
+    for matrix in json.loads(run("inspect", folder / "ner", "--json")[1])["matrices"]:
+        assert f"{100 * matrix['sparsity']:.1f} {matrix['bytes']}B " in out
+    assert "times smaller than dense float32" in " ".join(out.split())
+
+
+def test_inspect_as_json_adds_up_to_the_files(folder: Path) -> None:
+    code, out, _ = run("inspect", folder / "ner", "--json")
+    assert code == 0
+    found = json.loads(out)
+    manifest = json.loads((folder / "ner" / "manifest.json").read_text())
+    assert [f"encoder.{m['layer']}.{m['name']}" for m in found["matrices"]] == list(manifest["matrices"])
+    for matrix, said in zip(found["matrices"], manifest["matrices"].values(), strict=True):
+        assert matrix["survivors"] == said["survivors"]
+        assert matrix["sparsity"] == pytest.approx(1 - said["survivors"] / (said["rows"] * said["columns"]))
+        assert matrix["format"] in ("survivors", "blocks_1x4", "blocks_4x1", "dense")
+    assert sum(matrix["bytes"] for matrix in found["matrices"]) == manifest["size"]["encoder_bytes"]
+    assert found["parts"]["embeddings"] == manifest["size"]["embedding_bytes"]
+    # All but the header of the tensors' file.
+    header = manifest["size"]["total_bytes"] - sum(found["parts"].values())
+    assert 0 < header < 10_000
+
+
+def test_inspect_draws_a_picture_and_says_what_it_needs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ner.png"
+    assert run("inspect", folder / "ner", "--png", path)[0] == 0
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert width > 800 and height > 200
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, error = run("inspect", folder / "ner", "--png", path)
+    assert (code, "pip install 'sparselane[plots]'" in error) == (2, True)
 
 
 def test_inspect_says_what_is_wrong(tmp_path: Path) -> None:
@@ -94,6 +149,8 @@ def test_what_stops_the_start_is_said_in_a_line(folder: Path, tmp_path: Path, mo
     assert "no subfolder with a manifest.json" in failing("--port", 0, "--models-dir", tmp_path)
     assert "SPARSELANE_PORT is '70000'" in failing("--port", 70000)
     assert "--host" in failing("--port", 0, "--host", "no.such.host.invalid")
+    (tmp_path / "settings.toml").write_text("prot = 1")
+    assert "unknown setting prot" in failing("--config", tmp_path / "settings.toml")
     monkeypatch.setenv("SPARSELANE_PROT", "1")
     assert "did you mean 'SPARSELANE_PORT'" in failing()
 

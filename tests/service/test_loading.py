@@ -73,11 +73,17 @@ def test_one_bad_artifact_leaves_the_others_serving(tmp_path: Path, caplog: pyte
     assert "model ner does not serve: ChecksumError" in caplog.text
 
 
-def test_a_model_of_pairs_does_not_serve_yet(tmp_path: Path) -> None:
+def test_a_model_of_pairs_serves_with_golden_examples_of_pairs(tmp_path: Path) -> None:
     path = artifacts.write(tmp_path, CLS)
     artifacts.edit(path, lambda manifest: manifest["task"].update(pairs=True))
-    models = load_models(tmp_path, threads=1)
-    assert "reads pairs of texts, which no endpoint here takes yet" in models.failures["sentiment"]
+    with pytest.raises(GoldenError, match="the model reads pairs"):
+        load_model(path, threads=1)
+    pair = {"text": "a good film", "text_pair": "a bad film"}
+    artifacts.edit(path, lambda manifest: manifest["golden"][0].update(input=pair, expected={"label": "none"}))
+    with pytest.raises(GoldenError, match=r"gives \{'label': '(positive|negative)'\}"):
+        load_model(path, threads=1)
+    artifacts.edit(path, lambda manifest: manifest.update(golden=[]))
+    assert load_model(path, threads=1).pairs
 
 
 def test_what_a_model_may_answer_comes_from_its_manifest(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import InvalidRequestError
+from service.errors import InvalidRequestError, TooLargeError
 from service.models import Model
 from service.question_answering import decode, encode
 from service.schemas import QuestionAnsweringParameters, QuestionInput
@@ -177,3 +177,60 @@ def test_long_contexts_are_answered_from_their_end(tmp_path: Path) -> None:
     logits[-1][-2] = 20
     (answer,) = decode(model, item, encoded, logits, QuestionAnsweringParameters())
     assert (answer.answer, answer.start) == ("mary", len(context) - 4)
+
+
+def test_a_callers_window_is_used_as_far_as_the_model_reads(model: Model) -> None:
+    wide = dataclasses.replace(model, windows=dataclasses.replace(model.windows, positions=64))
+    item = QuestionInput(question="who", context=CONTEXT)
+    longest = [
+        max(
+            len(window.ids)
+            for window in encode(wide, item, QuestionAnsweringParameters(window=size), "/inputs").windows
+        )
+        for size in (8, 32, 64)
+    ]
+    assert longest == [8, 32, min(64, len(model.windows.tokenizer(CONTEXT)) + 4)]
+    for able, limit in ((wide, 64), (model, 32)):
+        with pytest.raises(InvalidRequestError) as raised:
+            encode(able, item, QuestionAnsweringParameters(window=65), "/inputs")
+        (field,) = raised.value.fields
+        assert (field.pointer, field.value, field.limit) == ("/parameters/window", "65", str(limit))
+
+
+def test_a_caller_says_how_long_a_question_may_be(model: Model) -> None:
+    item = QuestionInput(question="who " * 20, context=CONTEXT)
+    encoded = encode(model, item, QuestionAnsweringParameters(max_question_tokens=20), "/inputs")
+    assert all(len(window.ids) <= 32 for window in encoded.windows)
+    for count, most, limit in ((20, 19, "19"), (29, 1000, "28")):
+        asked = QuestionInput(question="who " * count, context=CONTEXT)
+        with pytest.raises(InvalidRequestError) as raised:
+            encode(model, asked, QuestionAnsweringParameters(max_question_tokens=most), "/inputs")
+        assert (raised.value.fields[0].pointer, raised.value.fields[0].limit) == ("/inputs/question", limit)
+
+
+def test_answers_may_end_within_a_word_where_the_caller_wants_that(model: Model) -> None:
+    item = QuestionInput(question="who", context="in cafe\u0301s of q.")
+    encoded = encode(model, item, QuestionAnsweringParameters(), "/inputs")
+    logits = np.zeros((len(encoded.windows[0].ids), 2), np.float32)
+    place = encoded.windows[0].offset + encoded.tokens.words.tolist().index(1) + 1
+    logits[place] = 9
+    (answer,) = decode(model, item, encoded, [logits], QuestionAnsweringParameters(align_to_words=False))
+    assert answer.answer == "a"
+
+
+def test_no_answer_is_the_callers_choice(model: Model) -> None:
+    item, encoded, logits = encoded_with_logits(model, CONTEXT, 0)
+    for values in logits:
+        values[0] = 50
+    able = dataclasses.replace(model, no_answer_threshold=1.0)
+    for asked, one, wanted in ((model, None, False), (model, True, True), (able, None, True), (able, False, False)):
+        (answer,) = decode(asked, item, encoded, logits, QuestionAnsweringParameters(no_answer=one))
+        assert (answer.answer == "") == wanted
+
+
+def test_a_text_of_too_many_windows_is_refused_before_they_are_made(tmp_path: Path) -> None:
+    model, _ = fake.model(tmp_path, "question-answering")
+    item = QuestionInput(question="who", context="a " * 5000)
+    with pytest.raises(TooLargeError) as raised:
+        encode(model, item, QuestionAnsweringParameters(stride=27), "/inputs")
+    assert (raised.value.fields[0].value, raised.value.fields[0].limit) == ("4973", "4096")

@@ -20,11 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.errors import StartupError
+from service.server import CUT_OFF, bind_probes
+from service.settings import Settings, load_settings
 from tests.service import artifacts
 from tests.service.artifacts import CLS, NER, QA
 
 COMMAND = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--threads", "1"]
 ROOT = Path(__file__).parents[2]
+# For requests that must be answered however slow the machine is.
+PATIENT = {"x_request_timeout_ms": "600000"}
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -32,43 +37,56 @@ def environment(**variables: str) -> dict[str, str]:
     return {**kept, **variables}
 
 
+def parsed(answer: tuple[int, str]) -> tuple[int, Any]:
+    status, text = answer
+    return status, json.loads(text) if text.startswith("{") else text
+
+
 class Process:
     """A server in a process of its own, on a free port."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
-        command = [*COMMAND, "--port", "0", "--models-dir", str(folder)]
+        command = [*COMMAND, "--port", "0", "--probe-port", "0", "--models-dir", str(folder)]
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(**variables)
         )
         self.lines: list[str] = []
-        self.port = self._read_until_listening()
+        self.port, self.probe_port = self._read_until_listening()
         self.reader = threading.Thread(target=self._read_rest)
         self.reader.start()
 
-    def _read_until_listening(self) -> int:
+    def _read_until_listening(self) -> tuple[int, int]:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
-            if found := re.search(r"listening on http://127\.0\.0\.1:(\d+) ", line):
-                return int(found[1])
+            if found := re.search(
+                r"listening on http://127\.0\.0\.1:(\d+) .*probes on http://127\.0\.0\.1:(\d+);", line
+            ):
+                return int(found[1]), int(found[2])
         raise AssertionError("".join(self.lines))
 
     def _read_rest(self) -> None:
         assert self.process.stderr is not None
         self.lines.extend(self.process.stderr)
 
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        return parsed(self.ask_at(self.port, method, path, body, **headers))
+
+    def probe(self, path: str) -> tuple[int, Any]:
+        return parsed(self.ask_at(self.probe_port, "GET", path))
+
+    def ask_at(self, port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        sent = {"content-type": "application/json", **{name.replace("_", "-"): text for name, text in headers.items()}}
         try:
-            connection.request(method, path, json.dumps(body) if body else None, {"content-type": "application/json"})
+            connection.request(method, path, json.dumps(body) if body else None, sent)
             response = connection.getresponse()
-            text = response.read().decode()
-            return response.status, json.loads(text) if text.startswith("{") else text
+            return response.status, response.read().decode()
         finally:
             connection.close()
 
     def metric(self, name: str) -> float:
-        (line,) = (line for line in self.ask("GET", "/metrics")[1].splitlines() if line.startswith(f"{name} "))
+        (line,) = (line for line in self.probe("/metrics")[1].splitlines() if line.startswith(f"{name} "))
         return float(line.split()[1])
 
     def stop(self) -> int:
@@ -100,7 +118,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Process]:
     """A server for all tests that do not stop it."""
-    with running(folder, SPARSELANE_MAX_BATCH_TOKENS="256", SPARSELANE_NOTICE_SECONDS="0") as process:
+    limits = {"SPARSELANE_MAX_BATCH_TOKENS": "256", "SPARSELANE_MAX_QUEUE_TOKENS": "1000000"}
+    with running(folder, **limits, SPARSELANE_NOTICE_SECONDS="0") as process:
         yield process
         assert process.stop() == 0
 
@@ -117,20 +136,23 @@ def mixed_bodies(count: int) -> list[tuple[str, dict[str, Any]]]:
     return bodies
 
 
-def test_64_mixed_requests_at_once_answer_as_one_by_one(server: Process) -> None:
-    def ask(one: tuple[str, dict[str, Any]]) -> tuple[int, Any]:
-        return server.ask("POST", f"/v1/{one[0]}", one[1])
+def test_200_mixed_requests_at_once_answer_as_one_by_one(server: Process) -> None:
+    """Byte for byte, whatever the lane."""
 
-    bodies = mixed_bodies(64)
+    def ask(one: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+        lane = "batch" if len(one[1]["inputs"]) == 2 else "interactive"
+        return server.ask_at(server.port, "POST", f"/v1/{one[0]}", one[1], x_priority=lane, **PATIENT)
+
+    bodies = mixed_bodies(200)
     alone = [ask(one) for one in bodies]
-    assert [status for status, _ in alone] == [200] * 64
-    assert max(answer["usage"]["windows"] for _, answer in alone) > 5
-    before = server.metric("sparselane_batch_windows_count")
-    with ThreadPoolExecutor(64) as clients:
+    assert [status for status, _ in alone] == [200] * 200
+    usages = [json.loads(answer)["usage"]["windows"] for _, answer in alone]
+    assert max(usages) > 5
+    before = server.metric("sparselane_batch_size_count")
+    with ThreadPoolExecutor(200) as clients:
         together = list(clients.map(ask, bodies))
     assert together == alone
-    windows = sum(answer["usage"]["windows"] for _, answer in alone)
-    assert server.metric("sparselane_batch_windows_count") - before < windows, "nothing was batched"
+    assert server.metric("sparselane_batch_size_count") - before < sum(usages), "nothing was batched"
 
 
 def test_a_call_as_in_the_readme(server: Process) -> None:
@@ -153,35 +175,78 @@ def test_a_call_as_in_the_readme(server: Process) -> None:
 def test_sigterm_finishes_everything_that_was_accepted_and_exits_0(folder: Path) -> None:
     bodies = [(task, {"inputs": body["inputs"] * 3}) for task, body in mixed_bodies(24)]
     limits = {"SPARSELANE_MAX_BATCH_TOKENS": "64", "SPARSELANE_MAX_QUEUE_TOKENS": "1000000"}
-    with running(folder, **limits, SPARSELANE_NOTICE_SECONDS="2") as server:
-        with ThreadPoolExecutor(24) as clients:
-            asked = [clients.submit(server.ask, "POST", f"/v1/{task}", body) for task, body in bodies]
+    with running(folder, **limits, SPARSELANE_NOTICE_SECONDS="2", SPARSELANE_DRAIN_SECONDS="600") as server:
+        with ThreadPoolExecutor(25) as clients:
+            asked = [clients.submit(server.ask, "POST", f"/v1/{task}", body, **PATIENT) for task, body in bodies]
             while server.metric("sparselane_queue_tokens") < 2000:
                 assert not all(one.done() for one in asked)
                 sleep(0.01)
+            hurried = clients.submit(server.ask, "POST", f"/v1/{CLS}", {"inputs": "a"}, x_request_timeout_ms="1")
             server.process.send_signal(signal.SIGTERM)
             # It still listens for the notice, and says what is going on.
             while (ready := server.ask("GET", "/readyz"))[0] == 200:
                 pass
             assert (ready[0], ready[1]["detail"]) == (503, "the server is stopping")
-            assert server.ask("GET", "/healthz")[0] == 200
+            assert server.ask("GET", "/healthz")[0] == server.probe("/healthz")[0] == 200
+            assert server.probe("/readyz")[0] == 503
+            assert hurried.result()[0] in (503, 504), "a deadline holds while the server stops, too"
             answers = [one.result() for one in asked]
         assert [status for status, _ in answers] == [200] * 24
         assert server.process.wait(timeout=60) == 0
-        with pytest.raises(ConnectionRefusedError):
-            server.ask("GET", "/healthz")
+        for closed in (server.port, server.probe_port):
+            with pytest.raises(ConnectionRefusedError):
+                server.ask_at(closed, "GET", "/healthz")
     assert "stopped" in server.lines[-1]
+
+
+def test_a_drain_that_is_too_short_shows_in_the_exit_code(folder: Path) -> None:
+    bodies = [(task, {"inputs": body["inputs"] * 40}) for task, body in mixed_bodies(24)]
+    limits = {"SPARSELANE_MAX_BATCH_TOKENS": "64", "SPARSELANE_MAX_QUEUE_TOKENS": "10000000"}
+    stop = {"SPARSELANE_NOTICE_SECONDS": "0", "SPARSELANE_DRAIN_SECONDS": "1"}
+    with running(folder, **limits, **stop) as server, ThreadPoolExecutor(24) as clients:
+        asked = [clients.submit(server.ask, "POST", f"/v1/{task}", body, **PATIENT) for task, body in bodies]
+        # All must be in: a connection that the server never took is reset when it stops to listen.
+        while server.metric("sparselane_inflight_requests") + sum(one.done() for one in asked) < len(asked):
+            sleep(0.01)
+        assert not all(one.done() for one in asked)
+        assert server.stop() == CUT_OFF
+        assert {one.result()[0] for one in asked} <= {200, 503}, "who was cut off is told to send it again"
+        assert any(one.result()[0] == 503 for one in asked)
+    assert re.search(r"the drain of 1 s cut off \d+ requests", server.lines[-1])
+
+
+def test_probes_and_metrics_answer_on_a_port_of_their_own(server: Process) -> None:
+    assert server.probe("/healthz") == (200, {"status": "alive"})
+    assert server.probe("/readyz?verbose") == (200, {"status": "ready", "models": ["ner", "qa", "sentiment"]})
+    assert "sparselane_ready 1.0" in server.probe("/metrics")[1]
+    status, problem = server.probe("/v1/text-classification")
+    assert (status, problem["detail"]) == (404, "here are /healthz, /readyz and /metrics")
+
+
+def test_a_probe_port_that_was_asked_for_must_be_free_and_the_default_need_not_be(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        command = [*COMMAND, "--port", "0", "--probe-port", str(port), "--models-dir", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=60)
+        assert done.returncode == 2
+        assert f"cannot listen on 127.0.0.1:{port}" in done.stderr and "SPARSELANE_PROBE_PORT" in done.stderr
+        default = load_settings({}, host="127.0.0.1").model_copy(update={"probe_port": port})
+        with pytest.raises(StartupError):
+            bind_probes(default)
+        assert default.model_fields_set == {"host", "probe_port"}
+        with bind_probes(Settings.model_construct({"host"}, **default.model_dump())) as free:
+            assert free.getsockname()[1] != port
 
 
 def test_a_client_that_hangs_up_is_counted_and_its_work_dropped(folder: Path) -> None:
     """With batches this small its work takes seconds; a client that still was too late to hang up tries again."""
     inputs = ["the film was good " * 500] * 8
     body = json.dumps({"inputs": inputs}).encode()
-    head = f"POST /v1/{NER} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST /v1/{NER} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-request-timeout-ms: 600000\r\n"
     outcome = 'sparselane_requests_total{model="ner",outcome="%s",task="' + NER + '"}'
     with running(folder, SPARSELANE_MAX_BATCH_TOKENS="64", SPARSELANE_NOTICE_SECONDS="0") as server:
         for attempt in range(1, 21):
-            before = server.metric("sparselane_batch_tokens_sum")
+            before = server.metric('sparselane_batch_tokens_sum{kind="real"}')
             with socket.create_connection(("127.0.0.1", server.port)) as client:
                 client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
                 while not server.metric("sparselane_queue_tokens") and server.metric(outcome % "ok") < attempt:
@@ -193,7 +258,7 @@ def test_a_client_that_hangs_up_is_counted_and_its_work_dropped(folder: Path) ->
         assert server.metric(outcome % "cancelled") == 1
         while server.metric("sparselane_queue_tokens"):
             sleep(0.01)
-        assert server.metric("sparselane_batch_tokens_sum") - before < 8 * 2000
+        assert server.metric('sparselane_batch_tokens_sum{kind="real"}') - before < 8 * 2000
         assert server.stop() == 0
 
 

@@ -118,3 +118,24 @@ def test_the_word_is_the_text_between_start_and_end(model: Model, text: str, see
         assert text[entity.start : entity.end] == entity.word != ""
         assert entity.start >= place
         place = entity.end
+
+
+def test_without_words_tokens_are_judged_by_themselves(model: Model) -> None:
+    text, tags = "xyz john", ["B-PER", "I-PER", "O", "B-LOC"]
+    assert found(entities(model, text, tags, aggregation="simple")) == [("PER", "xy"), ("LOC", "john")]
+    assert found(entities(model, text, tags, aggregation="none")) == [("B-PER", "x"), ("I-PER", "y"), ("B-LOC", "john")]
+    kept = entities(model, text, tags, aggregation="none", ignore_labels=["PER"])
+    assert found(kept) == [("O", "z"), ("B-LOC", "john")]
+
+
+def test_a_callers_stride_is_used_and_one_without_progress_refused(model: Model) -> None:
+    text = "john " * 100
+    counts = [
+        len(encode(model, text, TokenClassificationParameters(stride=stride), "/inputs").windows)
+        for stride in (0, 8, 29)
+    ]
+    assert counts == [4, 5, 71]
+    with pytest.raises(InvalidRequestError) as raised:
+        encode(model, text, TokenClassificationParameters(stride=30), "/inputs")
+    (field,) = raised.value.fields
+    assert (field.pointer, field.value, field.limit) == ("/parameters/stride", "30", "29")

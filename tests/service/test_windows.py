@@ -1,21 +1,28 @@
 """Windows cover every token, and spans are exact in the caller's text whatever Unicode is in it."""
 
+import json
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from random import Random
+from unicodedata import category
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from service import question_answering, token_classification
 from service.errors import InvalidRequestError, StartupError
+from service.schemas import QuestionAnsweringParameters, QuestionInput, TokenClassificationParameters
 from service.windows import Encoded, TextTokenizer, Tokens, Window, Windows, cuts, merged, with_marks
 from tests.random_artifact import tokenizer
-from tests.service.fake import text_tokenizer
+from tests.service import fake
 
 with tempfile.TemporaryDirectory() as folder:
-    TOKENIZER = text_tokenizer(Path(folder))
+    TOKENIZER = fake.text_tokenizer(Path(folder))
+    ASKED, _ = fake.model(Path(folder), "question-answering", window=24)
+    TAGGED, _ = fake.model(Path(folder), "token-classification", window=16)
 
 # Letters, spaces and punctuation that occur in real texts, and everything else that can be encoded as UTF-8.
 HARD = "aB é ß\u0301\u0000\r\n\t\u200b\u200d\u202e😀👨‍👩‍👧🇩🇪שלוםمرحبا北京한국ﬁİ\ufffd\ufeff[SEP]##-.,'हिन्दी"
@@ -96,6 +103,48 @@ def test_spans_are_code_points_of_the_callers_text(text: str) -> None:
     assert (np.diff(found.words) >= 0).all()
     covered = {place for start, end in found.spans for place in range(start, end)}
     assert [place for place, c in enumerate(text) if c.isascii() and c.isalnum() and place not in covered] == []
+
+
+@settings(deadline=None, max_examples=300)
+@given(TEXTS, st.integers(6, 24), st.integers(0, 20))
+@example("👨‍👩‍👧 e\u0301 שלום\r\n\x00\u202eend\u202c " * 8, 12, 3)
+def test_every_character_of_a_context_is_read_in_some_window(text: str, length: int, stride: int) -> None:
+    question = TOKENIZER("who")
+    windows = Windows(TOKENIZER, length, min(stride, length - 3))
+    for encoded in (windows.pair(question, TOKENIZER(text), None, "/inputs"), windows.single(TOKENIZER(text))):
+        read = set()
+        for window in encoded.windows:
+            assert len(window.ids) <= length
+            for start, end in encoded.tokens.spans[window.start : window.end]:
+                read |= set(range(start, end))
+        # What no token stands for: spaces, control and format characters, marks, and the sign of a decoding error.
+        left = {text[place] for place in range(len(text)) if place not in read}
+        assert {c for c in left if category(c)[0] not in "ZCM" and c != "\ufffd"} == set()
+
+
+@settings(deadline=None, max_examples=200)
+@given(TEXTS.filter(lambda text: len(TOKENIZER(text)) > 0), st.integers(1, 12), st.randoms(use_true_random=False))
+@example("🎉 cafe\u0301 👨‍👩‍👧 שלום हिन्दी\r\nx\x00y", 6, Random(0))
+def test_offsets_of_answers_and_entities_round_trip(text: str, longest: int, random: Random) -> None:
+    logits = np.random.default_rng(random.randrange(1 << 30))
+    asked = QuestionInput(question="who", context=text)
+    wanted = QuestionAnsweringParameters(top_k=5, max_answer_tokens=longest)
+    encoded = question_answering.encode(ASKED, asked, wanted, "/inputs")
+    scores = [logits.standard_normal((len(w.ids), 2), np.float32) * 4 for w in encoded.windows]
+    answers = question_answering.decode(ASKED, asked, encoded, scores, wanted)
+    options = TokenClassificationParameters(ignore_labels=[])
+    encoded = token_classification.encode(TAGGED, text, options, "/inputs")
+    scores = [logits.standard_normal((len(w.ids), 7), np.float32) * 4 for w in encoded.windows]
+    entities = token_classification.decode(TAGGED, text, encoded, scores, options)
+    assert answers and entities
+    for found, part in [*((a, a.answer) for a in answers), *((e, e.word) for e in entities)]:
+        back = json.loads(found.model_dump_json())
+        assert text[back["start"] : back["end"]] == part == back.get("answer", back.get("word"))
+        assert part and not part[0].isspace() and not part[-1].isspace()
+        # A letter is never cut off from the marks that belong to it.
+        assert found.end == len(text) or category(text[found.end])[0] != "M"
+    assert sum(answer.score for answer in answers) <= 1 + 1e-9
+    assert all(before.end <= after.start for before, after in pairwise(entities))
 
 
 @settings(deadline=None)

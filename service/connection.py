@@ -1,0 +1,129 @@
+"""One connection: uvicorn's HTTP/1.1, with limits on how long and how large a request may be on its way.
+
+uvicorn alone waits for ever for the head of a request, keeps as many bytes of it as arrive, and reads for ever what is
+left of a body after its answer. The time for a body that is read is `middleware.BodyGuard`'s.
+"""
+
+import asyncio
+import json
+from asyncio.events import TimerHandle
+from http import HTTPStatus
+from typing import Any, ClassVar, Final
+from uuid import uuid4
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.errors import problem
+
+# Request line and headers; twice what nginx and Apache allow by default, so they would have refused it before.
+MAX_HEAD_BYTES: Final = 64 * 1024
+
+
+class HeadTooLargeError(Exception):
+    """Stops the parser; never leaves this file."""
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """Answers 408 to a head that takes more than `seconds`, 431 to one over MAX_HEAD_BYTES, 400 to what is no HTTP."""
+
+    seconds: ClassVar[float]
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """Take what uvicorn gives."""
+        super().__init__(*arguments, **named)
+        self._timer: TimerHandle | None = None
+        self._head_bytes = 0
+        self._body_open = False
+        self._refusal = HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request"
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait for nothing more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse bytes, and count those of a head that is not complete yet."""
+        unfinished = self._head_bytes
+        super().data_received(data)
+        # Counted from the second piece on: the first may hold the end of another request.
+        if unfinished and self._head_bytes == unfinished:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(*_head_too_large())
+
+    def on_message_begin(self) -> None:
+        """Begin to wait for the rest of the head."""
+        super().on_message_begin()
+        self._head_bytes = 1
+        self._wait()
+
+    def on_headers_complete(self) -> None:
+        """Let uvicorn start the request, or stop the parser, which ends in `send_400_response`."""
+        self._stop_waiting()
+        self._head_bytes = 0
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refusal = _head_too_large()
+            raise HeadTooLargeError
+        self._body_open = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Know that nothing of the body is left."""
+        self._body_open = False
+        self._stop_waiting()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Give a client whose body was refused a while to send the rest of it, so that it reads the answer."""
+        super().on_response_complete()
+        if self._body_open and self.cycle.response_complete:
+            self._wait()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002, uvicorn's words are the same for all
+        """Answer what the parser cannot read."""
+        self._refuse(*self._refusal)
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(self.seconds, self._waited)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _waited(self) -> None:
+        """Close a connection that sent nothing; answer one that sent a part; be patient while we are the slow ones."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait()
+        elif self._head_bytes:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the head of the request took more than {self.seconds:g} s")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: HTTPStatus, detail: str) -> None:
+        if self.transport.is_closing():
+            return
+        request_id = uuid4().hex
+        body = json.dumps(problem(status, status.phrase, detail, request_id)).encode()
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+def _head_too_large() -> tuple[HTTPStatus, str]:
+    detail = f"request line and headers have more than {MAX_HEAD_BYTES} bytes; texts belong into the body"
+    return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail
+
+
+def protocol(seconds: float) -> type[PatientProtocol]:
+    """Return the class that uvicorn makes for each connection."""
+    return type("PatientProtocol", (PatientProtocol,), {"seconds": seconds})

@@ -1,0 +1,97 @@
+"""How many tokens a caller may still have read: a bucket per key that fills evenly."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import ceil
+from time import monotonic
+from typing import Final
+
+from service.errors import QuotaExceededError, TooLargeError
+
+WINDOW_SECONDS: Final = 60
+
+
+class Bucket:
+    """Holds at most a minute's tokens and gains them evenly. Only the event loop touches it, so there are no locks.
+
+    Tokens are those that the model reads, special ones and overlaps of windows included: what a request costs us.
+    """
+
+    def __init__(self, tokens_per_minute: int, clock: Callable[[], float] = monotonic) -> None:
+        """Begin full."""
+        self.tokens_per_minute = tokens_per_minute
+        self._clock = clock
+        self._held = float(tokens_per_minute)
+        self._at = clock()
+
+    def take(self, tokens: int) -> None:
+        """Take `tokens`, or raise and take none.
+
+        Raises:
+            QuotaExceededError: not so many now; `retry_after` says when. TooLargeError: never so many.
+        """
+        quota = self.tokens_per_minute
+        if tokens > quota:
+            raise TooLargeError.at(
+                "/inputs",
+                f"{tokens} tokens are more than your key's quota of {quota} a minute: send fewer or shorter inputs",
+                value=tokens,
+                limit=quota,
+            )
+        self._fill()
+        if tokens > self._held:
+            raise QuotaExceededError(
+                f"your key may have {quota} tokens read a minute; {int(self._held)} are left, this needs {tokens}",
+                retry_after=self._seconds_until(tokens),
+            )
+        self._held -= tokens
+
+    def check(self) -> None:
+        """Raise QuotaExceededError where not one token is left: before a text is tokenized for nothing."""
+        self.take(1)
+        self.give_back(1)
+
+    def give_back(self, tokens: int) -> None:
+        """Undo `take`."""
+        self._fill()
+        self._held = min(self._held + tokens, float(self.tokens_per_minute))
+
+    def headers(self, wait: int | None = None) -> dict[str, str]:
+        """Return draft-ietf-httpapi-ratelimit-headers-10's fields: the policy, the tokens left, seconds until more.
+
+        Those seconds are `wait`, the Retry-After of the same answer, else the time until the bucket is full again.
+        """
+        self._fill()
+        seconds = self._seconds_until(self.tokens_per_minute) if wait is None else wait
+        return {
+            "ratelimit-policy": f'"default";q={self.tokens_per_minute};w={WINDOW_SECONDS}',
+            "ratelimit": f'"default";r={int(self._held)};t={seconds}',
+        }
+
+    def _fill(self) -> None:
+        now = self._clock()
+        gained = (now - self._at) * self.tokens_per_minute / WINDOW_SECONDS
+        self._held, self._at = min(self._held + gained, float(self.tokens_per_minute)), now
+
+    def _seconds_until(self, tokens: int) -> int:
+        return max(0, ceil((tokens - self._held) * WINDOW_SECONDS / self.tokens_per_minute))
+
+
+@contextmanager
+def charged(bucket: Bucket | None, tokens: int) -> Iterator[None]:
+    """Take `tokens` before the engine is asked; give them back if it refuses, fails, or is too late.
+
+    A caller who leaves pays: cancelling is free for nobody else. Without a bucket nothing is counted.
+
+    Raises:
+        QuotaExceededError, TooLargeError: see `Bucket.take`.
+    """
+    if bucket is None:
+        yield
+        return
+    bucket.take(tokens)
+    try:
+        yield
+    except Exception:  # not CancelledError, which is a caller who left
+        bucket.give_back(tokens)
+        raise

@@ -1,0 +1,116 @@
+"""The time outside of the engine is predicted from how many are there and how fast they leave."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from service import front
+from service.front import ALWAYS, Front
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(front, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_it_recovers_in_bursts_shorter_than_a_window(clock: list[float]) -> None:
+    one = Front()
+    leave_apart(one, clock, 0.1, 200)
+    for _ in range(1000):
+        with one.here():
+            clock[0] += 0.002
+        clock[0] += 0.05  # nobody there
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(one.here())
+        assert one.seconds == pytest.approx(0.04, rel=0.1)
+
+
+def leave_apart(one: Front, clock: list[float], seconds: float, count: int) -> None:
+    """Let `count` requests leave, so far apart, while another is there."""
+    with one.here():
+        for _ in range(count):
+            with one.here():
+                clock[0] += seconds
+
+
+def test_the_prediction_follows_the_speed_at_which_requests_leave(clock: list[float]) -> None:
+    one = Front()
+    for seconds in (0.01, 0.002):
+        leave_apart(one, clock, seconds, 1000)
+        with ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(one.here())
+            assert one.seconds == pytest.approx(20 * seconds, rel=0.1)
+
+
+def test_bursts_are_averaged(clock: list[float]) -> None:
+    one = Front()
+    with one.here():
+        for _ in range(200):
+            clock[0] += 0.1
+            for _ in range(10):
+                with one.here():
+                    pass
+        with ExitStack() as stack:
+            for _ in range(19):
+                stack.enter_context(one.here())
+            assert one.seconds == pytest.approx(0.2, rel=0.1)
+
+
+def test_time_without_requests_and_one_long_stop_count_little(clock: list[float]) -> None:
+    one = Front()
+    leave_apart(one, clock, 0.01, 400)
+    clock[0] += 3600
+    leave_apart(one, clock, 0.01, 400)
+    leave_apart(one, clock, 60, 1)
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(one.here())
+        assert one.seconds < 0.2 * (1 + 0.3 * 3) * 1.1
+
+
+def test_those_that_are_late_and_leave_at_once_do_not_look_like_speed(clock: list[float]) -> None:
+    one = Front()
+    leave_apart(one, clock, 0.01, 400)
+    with one.here():
+        for _ in range(200):
+            with pytest.raises(TimeoutError), one.here():
+                raise TimeoutError
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(one.here())
+        assert one.seconds == pytest.approx(0.2, rel=0.1)
+
+
+def test_the_engines_time_is_not_counted(clock: list[float]) -> None:
+    one = Front()
+    for _ in range(50):
+        with ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(one.here())
+            with ExitStack() as waiting:
+                for _ in range(20):
+                    waiting.enter_context(one.elsewhere())
+                clock[0] += 0.5
+            clock[0] += 0.02
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(one.here())
+        assert one.seconds < 0.03
+
+
+@pytest.mark.usefixtures("clock")
+def test_those_in_the_engine_are_not_counted_and_a_few_are_always_let_in() -> None:
+    one = Front()
+    with ExitStack() as stack:
+        for _ in range(ALWAYS):
+            assert one.seconds == 0
+            stack.enter_context(one.here())
+        assert one.seconds > 0
+        with one.elsewhere():
+            assert one.seconds == 0
+        assert one.seconds > 0
+    assert one.seconds == 0
