@@ -1,11 +1,21 @@
 """Deadline and lane are read from headers, and a wrong one is named."""
 
+from collections.abc import Iterator
 from math import inf
 
 import pytest
 
+from service import call
 from service.call import LONGEST_TIMEOUT_MS, Call, Lane, begin, current
 from service.errors import InvalidRequestError
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_call_behind() -> Iterator[None]:
+    """What `begin` makes current here would be the deadline of every later test in this thread."""
+    before = call._current.set(None)
+    yield
+    call._current.reset(before)
 
 
 def test_headers_say_by_when_and_how_urgent() -> None:
