@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from bench.methods import BUDGETS, METHODS, recipe, run_folder
 from bench.record import read_rows, write_rows
+from bench.results import with_results
 
 ROOT: Final = Path(__file__).parents[1]
 ROWS: Final = ROOT / "bench" / "record" / "accuracy" / "rows.csv"
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         rows = list(collect(options.folder)) or read_rows(ROWS)
         write_rows(ROWS, rows)
-        RESULTS.write_text(with_tables(RESULTS.read_text(encoding="utf-8"), tables(rows)), encoding="utf-8")
+        RESULTS.write_text(
+            with_results(RESULTS.read_text(encoding="utf-8"), tables(rows), BEGIN, END), encoding="utf-8"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -130,15 +133,6 @@ def _line(name: str, rows: Sequence[Row], factor: float) -> str:
     zeros = statistics.mean(float(row["sparsity"]) for row in rows)
     minutes = statistics.mean(float(row["minutes"]) for row in rows)
     return f"| {name} | {len(rows)} | {' | '.join(cells)} | {100 * zeros:.1f} % | {minutes:.0f} |"
-
-
-def with_tables(text: str, made: str) -> str:
-    """Put the tables between their markers. Raises ValueError where the text has no markers."""
-    before, found, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not (found and closed):
-        raise ValueError(f"{RESULTS.name} holds no {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{made}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -31,13 +31,13 @@ def results_table(models: Path) -> str:
     return "\n".join(lines)
 
 
-def with_results(readme: str, table: str) -> str:
-    """Put the table between its markers. Raises ValueError where the text has no markers."""
-    before, found, rest = readme.partition(BEGIN)
-    _, closed, after = rest.partition(END)
+def with_results(text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
+    """Put a table between its markers, the README's by default. Raises ValueError where the text has no markers."""
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise ValueError(f"the README holds no {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+        raise ValueError(f"the text holds no {begin} ... {end}")
+    return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def main() -> None:

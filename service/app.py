@@ -33,7 +33,7 @@ from service.model_list import add_model_routes
 from service.models import Models
 from service.open_inference import add_open_inference_routes
 from service.pages import add_page_routes
-from service.pipeline import TASKS, Pipeline
+from service.pipeline import TASKS, Pipeline, server_timing
 from service.question_answering import QUESTION_ANSWERING
 from service.reloading import Reloader
 from service.schemas import (
@@ -59,7 +59,10 @@ CORS_REQUEST_HEADERS: Final = (
     *("authorization", "x-api-key", "content-type", "x-request-id", "traceparent", "tracestate"),
     *("x-request-timeout-ms", "x-priority", "inference-header-content-length"),
 )
-CORS_ANSWER_HEADERS: Final = ("x-request-id", "server-timing", "retry-after", "ratelimit", "ratelimit-policy")
+CORS_ANSWER_HEADERS: Final = (
+    *("x-request-id", "server-timing", "retry-after", "ratelimit", "ratelimit-policy"),
+    *("x-input-tokens", "x-windows", "inference-header-content-length"),
+)
 
 
 def create_app(settings: Settings, models: Models, tracing: Tracing | None = None) -> FastAPI:
@@ -106,6 +109,29 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     app.state.reloader = reloader
     app.state.health = health
     _complete_document(app, keys.required, Problem, *BODIES)
+    _add_middleware(app, settings, metrics, lifecycle, pipeline, keys, tracing)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_problem)
+    _add_task_routes(app, pipeline, models)
+    add_model_routes(app, models)
+    _add_operations_routes(app, health)
+    add_hugging_face_routes(app, pipeline, models, PROBLEMS)
+    add_open_inference_routes(app, pipeline, models, health)
+    add_deepsparse_routes(app, pipeline, models)
+    add_admin_routes(app, models, reloader, PROBLEMS | ADMIN_PROBLEMS)
+    add_page_routes(app)
+    return app
+
+
+def _add_middleware(
+    app: FastAPI,
+    settings: Settings,
+    metrics: Metrics,
+    lifecycle: Lifecycle,
+    pipeline: Pipeline,
+    keys: Keyring,
+    tracing: Tracing | None,
+) -> None:
     # The last added is the outermost.
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes, max_seconds=settings.read_seconds)
     app.add_middleware(Deadlines, default_ms=settings.request_timeout_ms, entered=pipeline.entered, metrics=metrics)
@@ -126,17 +152,6 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
             allow_headers=CORS_REQUEST_HEADERS,
             expose_headers=CORS_ANSWER_HEADERS,
         )
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_problem)
-    _add_task_routes(app, pipeline, models)
-    add_model_routes(app, models)
-    _add_operations_routes(app, health)
-    add_hugging_face_routes(app, pipeline, models, PROBLEMS)
-    add_open_inference_routes(app, pipeline, models, health)
-    add_deepsparse_routes(app, pipeline, models)
-    add_admin_routes(app, models, reloader, PROBLEMS | ADMIN_PROBLEMS)
-    add_page_routes(app)
-    return app
 
 
 def _complete_document(app: FastAPI, keys: bool, *kinds: type[BaseModel]) -> None:
@@ -167,8 +182,7 @@ def _add_task_routes(app: FastAPI, pipeline: Pipeline, models: Models) -> None:
     async def answered(task: Task[Item, Parameters, Entry], body: Request[Item, Parameters]) -> HttpResponse:
         model = models.find(task.name, body.model)
         answer, stages = await pipeline.answer(task, model, body)
-        timing = ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in stages.items())
-        return HttpResponse(answer.model_dump_json(), media_type="application/json", headers={"server-timing": timing})
+        return HttpResponse(answer.model_dump_json(), media_type="application/json", headers=server_timing(stages))
 
     @app.post("/v1/question-answering", response_model=Response[Answer], responses=PROBLEMS, tags=["answers"])
     async def question_answering(body: QuestionAnsweringRequest) -> HttpResponse:

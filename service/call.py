@@ -1,6 +1,7 @@
 """What the queue must know of the request that it works for: by when, how urgent."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,15 +38,23 @@ def current() -> Call:
     return _current.get() or Call()
 
 
-def begin(headers: Mapping[str, str], default_ms: int, now: float) -> Call:
-    """Make the call of a request that arrived at `now` the current one, as its headers want it.
+@contextmanager
+def working_for(call: Call) -> Iterator[None]:
+    """Make `call` the current one inside the block."""
+    before = _current.set(call)
+    try:
+        yield
+    finally:
+        _current.reset(before)
+
+
+def read_call(headers: Mapping[str, str], default_ms: int, now: float) -> Call:
+    """Return what the headers of a request that arrived at `now` want.
 
     Raises:
         InvalidRequestError: X-Request-Timeout-Ms is no whole number from 1 on, or X-Priority no lane.
     """
-    call = Call(now + _timeout_ms(headers.get("x-request-timeout-ms"), default_ms) / 1e3, _lane(headers))
-    _current.set(call)
-    return call
+    return Call(now + _timeout_ms(headers.get("x-request-timeout-ms"), default_ms) / 1e3, _lane(headers))
 
 
 def _timeout_ms(given: str | None, default_ms: int) -> int:

@@ -41,6 +41,7 @@ from service.schemas import (
     Response,
     Strict,
     TextClassificationParameters,
+    TextPair,
     TokenClassificationParameters,
 )
 
@@ -251,13 +252,13 @@ class Client(_Face):
 
     def text_classification(
         self,
-        inputs: str | Sequence[str],
+        inputs: str | TextPair | Sequence[str] | Sequence[TextPair],
         *,
         model: str | None = None,
         parameters: TextClassificationParameters | None = None,
         timeout: float | None = None,
     ) -> Response[Label]:
-        """Label texts; a list of labels per input, best first."""
+        """Label texts, or pairs for a model of pairs; a list of labels per input, best first."""
         request = self._request("text-classification", inputs, model, parameters)
         return _read(_LABELS, self._ask(request, timeout), request[0])
 
@@ -330,13 +331,13 @@ class AsyncClient(_Face):
 
     async def text_classification(
         self,
-        inputs: str | Sequence[str],
+        inputs: str | TextPair | Sequence[str] | Sequence[TextPair],
         *,
         model: str | None = None,
         parameters: TextClassificationParameters | None = None,
         timeout: float | None = None,
     ) -> Response[Label]:
-        """Label texts; a list of labels per input, best first."""
+        """Label texts, or pairs for a model of pairs; a list of labels per input, best first."""
         request = self._request("text-classification", inputs, model, parameters)
         return _read(_LABELS, await self._ask(request, timeout), request[0])
 

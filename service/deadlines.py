@@ -11,7 +11,7 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.call import Call, begin
+from service.call import Call, read_call, working_for
 from service.errors import DeadlineError, SlowClientError
 from service.front import Front
 from service.metrics import Metrics
@@ -48,7 +48,7 @@ class Deadlines:
         if scope["type"] != "http" or not asks_a_model(scope):
             await self._app(scope, receive, send)
             return
-        call = scope["state"]["call"] = begin(Headers(scope=scope), self._default_ms, perf_counter())
+        call = read_call(Headers(scope=scope), self._default_ms, perf_counter())
         read = False
 
         async def receive_noted() -> Message:
@@ -60,7 +60,7 @@ class Deadlines:
             read = not message.get("more_body", False)
             return message
 
-        with self._entered(call) as front, self._metrics.inflight.track_inprogress():
+        with working_for(call), self._entered(call) as front, self._metrics.inflight.track_inprogress():
             try:
                 async with asyncio.timeout(call.deadline - perf_counter()) as limit:
                     await self._app(scope, receive_noted, send)

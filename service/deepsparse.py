@@ -32,7 +32,8 @@ from service.schemas import (
 )
 from service.task import Task
 from service.token_classification import TOKEN_CLASSIFICATION
-from service.translation import ask, checked, read_json
+from service.translation import ask
+from service.validation import checked, read_json
 from service.windows import Encoded, Floats, merged
 
 QA, CLASSES, ENTITIES = "question-answering", "text-classification", "token-classification"

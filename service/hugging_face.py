@@ -21,9 +21,9 @@ from service.hugging_face_schemas import (
 )
 from service.hugging_face_tasks import QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION
 from service.models import Model, Models
-from service.pipeline import Pipeline
+from service.pipeline import Pipeline, server_timing
 from service.task import Task
-from service.validation import parsed
+from service.validation import checked, read_json
 
 Results = list[list[Any]]
 
@@ -69,12 +69,11 @@ def add_hugging_face_routes(
     async def answered(model: Model, request: HttpRequest) -> HttpResponse:
         request.state.task, request.state.model = model.task, model.name
         contract = CONTRACTS[model.task]
-        body = parsed(contract.body, await request.body())
+        body = checked(contract.body.model_validate, read_json(await request.body()))
         answer, stages = await pipeline.answer(contract.task, model, body)
-        timing = ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in stages.items())
         usage = {"x-input-tokens": str(answer.usage.tokens), "x-windows": str(answer.usage.windows)}
         content = to_json(contract.shape(body.inputs, answer.results))
-        return HttpResponse(content, media_type="application/json", headers={"server-timing": timing, **usage})
+        return HttpResponse(content, media_type="application/json", headers=server_timing(stages) | usage)
 
     document: dict[str, Any] = {"response_model": Answers, "responses": problems, "tags": ["Hugging Face clients"]}
 

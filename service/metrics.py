@@ -51,7 +51,7 @@ class Metrics:
         """Make the label sets of all `tasks` and of the models that serve."""
         self.registry = CollectorRegistry()
         self._requests = self._counter("requests", "Requests to models, by how they ended.", (*MODEL, "outcome"))
-        self.truncated_inputs = self._counter("truncated_inputs", "Inputs cut because the caller asked for it.", MODEL)
+        self.truncated_inputs = self._counter("truncated_inputs", "Inputs read in part: none is.", MODEL)
         self._stages = {
             stage: self._histogram(f"{name}_seconds", text, MODEL, SECONDS) for stage, (name, text) in STAGES.items()
         }

@@ -59,7 +59,8 @@ def described(model: Model) -> dict[str, list[dict[str, object]]]:
     def tensor(name: str, datatype: str, *shape: int) -> dict[str, object]:
         return {"name": name, "datatype": datatype, "shape": list(shape)}
 
-    inputs = [tensor(name, "BYTES", -1) for name in TEXT_INPUTS[model.task]]
+    texts_taken = (*TEXT_INPUTS[model.task], *((PAIR,) if model.pairs else ()))
+    inputs = [tensor(name, "BYTES", -1) for name in texts_taken]
     outputs = [tensor(name, datatype, -1) for name, datatype in TEXT_OUTPUTS[model.task].items()]
     logits = (-1, -1, len(model.labels)) if model.rows_are_tokens else (-1, len(model.labels))
     return {

@@ -20,7 +20,8 @@ from service.model_tensors import described, read_inputs
 from service.models import Model, Models
 from service.pipeline import Pipeline
 from service.tensors import InferRequest, InferResponse, binary_parts, split, written
-from service.translation import ask, checked, read_json
+from service.translation import ask
+from service.validation import checked, read_json
 
 # Models have no versions here; this one is always meant, for clients that must name one.
 ONLY_VERSION: Final = "1"

@@ -197,6 +197,11 @@ def usage(encoded: Sequence[Encoded]) -> Usage:
     return Usage(tokens=sum(len(window.ids) for window in windows), windows=len(windows))
 
 
+def server_timing(stages: Mapping[str, float]) -> dict[str, str]:
+    """Return the header that tells the caller the milliseconds of each stage."""
+    return {"server-timing": ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in stages.items())}
+
+
 def answer_now(
     task: Task[Item, Parameters, Entry], model: Model, item: Item, parameters: Parameters
 ) -> tuple[list[Entry], Usage]:

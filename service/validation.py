@@ -1,15 +1,15 @@
 """What pydantic and FastAPI say about a body, as our errors with JSON pointers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from service.errors import FieldError, InvalidRequestError, MalformedBodyError, ServiceError, shown
 
-Body = TypeVar("Body", bound=BaseModel)
+Checked = TypeVar("Checked")
 
 EMPTY: Final = 'the body is empty; it must be JSON like {"inputs": ...}'
 # The keys under which pydantic names the limit that was broken.
@@ -36,22 +36,28 @@ def translated(error: RequestValidationError) -> ServiceError:
     )
 
 
-def parsed(kind: type[Body], raw: bytes) -> Body:
-    """Return the JSON `raw` as a body of `kind`: for routes where the model that is asked decides on the kind.
+def read_json(body: bytes) -> Any:
+    """Return the JSON value that `body` is.
 
     Raises:
-        MalformedBodyError, InvalidRequestError: as `translated` says.
+        MalformedBodyError: it is none, or nested too deeply.
     """
-    if not raw:
-        raise MalformedBodyError(EMPTY)
+    if not body:
+        raise MalformedBodyError.at("", EMPTY)
     try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise MalformedBodyError(f"the body is no JSON: {error}") from error
+        return json.loads(body)
+    except json.JSONDecodeError as error:
+        raise MalformedBodyError.at("", f"the body is no JSON: {error.msg} at character {error.pos}") from None
+    except (ValueError, RecursionError) as error:  # no UTF-8, an integer of thousands of digits; brackets in brackets
+        raise MalformedBodyError.at("", f"the body is no JSON that can be read: {shown(str(error))}") from None
+
+
+def checked(validate: Callable[[Any], Checked], value: object, *location: str | int) -> Checked:
+    """Return `validate(value)`; where pydantic refuses it, raise InvalidRequestError at `location` of the body."""
     try:
-        return kind.model_validate(document)
+        return validate(value)
     except ValidationError as error:
-        complaints = [{**complaint, "loc": ("body", *complaint["loc"])} for complaint in error.errors()]
+        complaints = [{**complaint, "loc": ("body", *location, *complaint["loc"])} for complaint in error.errors()]
         raise translated(RequestValidationError(complaints)) from None
 
 

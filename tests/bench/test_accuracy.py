@@ -8,6 +8,7 @@ import pytest
 from bench import accuracy
 from bench.methods import BUDGETS, METHODS, recipe, run_folder
 from bench.record import read_rows, write_rows
+from bench.results import with_results
 from compression.read_recipe import parse_recipe
 from compression.recipe import Recipe
 
@@ -53,7 +54,7 @@ def test_mean_spread_and_loss_to_the_dense_model_of_the_same_seed(tmp_path: Path
 
 def test_the_page_shows_the_committed_rows() -> None:
     text = accuracy.RESULTS.read_text(encoding="utf-8")
-    assert accuracy.with_tables(text, accuracy.tables(read_rows(accuracy.ROWS))) == text
+    assert with_results(text, accuracy.tables(read_rows(accuracy.ROWS)), accuracy.BEGIN, accuracy.END) == text
 
 
 def test_a_row_that_is_finished_is_not_run_again(tmp_path: Path) -> None:
@@ -74,4 +75,4 @@ def test_the_teachers_logits_are_shared_within_a_seed(tmp_path: Path) -> None:
 
 def test_a_page_without_markers_is_refused() -> None:
     with pytest.raises(ValueError, match="holds no"):
-        accuracy.with_tables("nothing", "table")
+        with_results("nothing", "table")

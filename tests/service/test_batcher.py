@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.batcher import Batcher, Inferred
-from service.call import Lane, begin, current
+from service.call import Lane, current, read_call, working_for
 from service.cost import Cost
 from service.errors import DeadlineError, EngineFailedError, OverloadedError, TooLargeError
 from service.metrics import Metrics
@@ -209,16 +209,16 @@ def test_who_would_be_late_is_refused_and_who_is_late_is_dropped_where_others_wa
         first = await bench.busy()
         others = [bench.ask(bench.ner, 10) for _ in range(300)]
         await asyncio.sleep(0.3)  # much more than the 4 x 10 ms for which a newcomer could overtake them
-        call = begin({"x-request-timeout-ms": "3000"}, 1, perf_counter())
-        with pytest.raises(OverloadedError, match=r"may need 3\.\d s, and has 3\.0 s"):
-            bench.batcher.check_wait(call)
-        with pytest.raises(OverloadedError, match=r"may need [45]\.\d s"):
-            await bench.ask(bench.ner, 5)
-        with pytest.raises(OverloadedError, match=r"may need 5\.\d s"), bench.batcher.reading(bench.ner, 6000):
-            pass
-        begin({"x-request-timeout-ms": "9000"}, 1, perf_counter())
-        bench.batcher.check_wait(current())
-        late = bench.ask(bench.ner, 5)
+        with working_for(read_call({"x-request-timeout-ms": "3000"}, 1, perf_counter())):
+            with pytest.raises(OverloadedError, match=r"may need 3\.\d s, and has 3\.0 s"):
+                bench.batcher.check_wait(current())
+            with pytest.raises(OverloadedError, match=r"may need [45]\.\d s"):
+                await bench.ask(bench.ner, 5)
+            with pytest.raises(OverloadedError, match=r"may need 5\.\d s"), bench.batcher.reading(bench.ner, 6000):
+                pass
+        with working_for(read_call({"x-request-timeout-ms": "9000"}, 1, perf_counter())):
+            bench.batcher.check_wait(current())
+            late = bench.ask(bench.ner, 5)
         await asyncio.sleep(0)
         for job in bench.batcher._schedule.lines[Lane.INTERACTIVE].jobs:
             job.deadline = 0.0  # as if the engine had been held up from outside

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -72,6 +73,24 @@ def test_server_and_models_describe_themselves(models: dict[str, tuple[Model, Fo
             assert (missing.status_code, missing.json()["error"]) == (404, missing.json()["detail"])
 
     talk(models, conversation)
+
+
+def test_a_model_of_pairs_takes_both_texts(models: dict[str, tuple[Model, Formula]]) -> None:
+    pairs = replace(models[CLS][0], pairs=True)
+    columns = [texts("text", "john was in paris", "a good film"), texts("text_pair", "mary", "was good")]
+
+    async def conversation(http: httpx.AsyncClient) -> None:
+        described = (await http.get("/v2/models/text")).json()["inputs"]
+        assert [tensor["name"] for tensor in described[:2]] == ["text", "text_pair"]
+        given = (await http.post("/v2/models/text/infer", json={"inputs": columns})).json()["outputs"]
+        rows = [{"text": a, "text_pair": b} for a, b in zip(*(column["data"] for column in columns), strict=True)]
+        typed = (await http.post(f"/v1/{CLS}", json={"inputs": rows})).json()["results"]
+        scores = next(output["data"] for output in given if output["name"] == "score")
+        assert scores == pytest.approx([labels[0]["score"] for labels in typed], rel=1e-6)
+        alone = await http.post("/v2/models/text/infer", json={"inputs": columns[:1]})
+        assert (alone.status_code, alone.json()["errors"][0]["pointer"]) == (422, "/inputs/0/data/0")
+
+    fake.talk([pairs], conversation)
 
 
 def test_a_model_that_failed_is_listed_and_not_ready(models: dict[str, tuple[Model, Formula]]) -> None:
@@ -304,7 +323,13 @@ def test_malformed_bodies_and_headers(models: dict[str, tuple[Model, Formula]]) 
     huge = b'{"inputs": [' + b"9" * 5000 + b"]}"
 
     async def conversation(http: httpx.AsyncClient) -> None:
-        for content, message in ((b"", "Expecting value"), (b"\xff\xfe", ""), (b"[" * 100_000, ""), (huge, "digits")):
+        for content, message in (
+            (b"", "the body is empty"),
+            (b"{", "at character 1"),
+            (b"\xff\xfe", ""),
+            (b"[" * 100_000, ""),
+            (huge, "digits"),
+        ):
             for path in ("/v2/models/text/infer", "/predict"):
                 response = await http.post(path, content=content, headers=JSON)
                 assert (response.status_code, response.json()["errors"][0]["pointer"]) == (400, "")
