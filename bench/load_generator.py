@@ -6,12 +6,17 @@ again, sends less just when the server is slow and so hides what its users would
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 
 # What has not been answered this long after it should have left counts as an error.
 TIMEOUT_SECONDS = 10.0
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
+_CLOSES = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -27,22 +32,30 @@ class Request:
     kind: str = ""
     deadline_ms: int | None = None
 
-    def head(self, host: str) -> bytes:
-        """Return the request line and headers."""
+    @cached_property
+    def message(self) -> bytes:
+        """Return what goes over the wire."""
         deadline = f"x-request-timeout-ms: {self.deadline_ms}\r\n" if self.deadline_ms else ""
-        return (
-            f"POST {self.path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n{deadline}"
+        head = (
+            f"POST {self.path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{deadline}"
             f"content-length: {len(self.body)}\r\n\r\n"
-        ).encode()
+        )
+        return head.encode() + self.body
 
 
-@dataclass(frozen=True)
 class Answer:
-    """Status, headers in lower case, body."""
+    """Status, headers, body; taken apart only where somebody asks."""
 
-    status: int
-    fields: Mapping[str, str]
-    body: bytes
+    def __init__(self, received: bytes) -> None:
+        """Take a whole answer as it came."""
+        self.head, _, self.body = received.partition(b"\r\n\r\n")
+        self.status = int(self.head[9:12])
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Return the headers, in lower case."""
+        lines = self.head.decode("latin-1").lower().split("\r\n")[1:]
+        return dict(line.split(":", 1) for line in lines)
 
 
 @dataclass(frozen=True)
@@ -61,55 +74,89 @@ class Connections:
     def __init__(self, host: str, port: int) -> None:
         """Connect nothing yet."""
         self._address = host, port
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._free: list[_Connection] = []
 
     async def post(self, request: Request) -> Answer:
         """Send a request and return its answer."""
-        return await self._send(request.head(self._address[0]) + request.body)
+        return await self._send(request.message)
 
     async def get(self, path: str) -> Answer:
         """Send a GET and return its answer."""
-        return await self._send(f"GET {path} HTTP/1.1\r\nhost: {self._address[0]}\r\n\r\n".encode())
+        return await self._send(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
 
     async def _send(self, message: bytes) -> Answer:
-        reader, writer = self._kept() or await asyncio.open_connection(*self._address)
+        connection = self._kept() or await self._opened()
         try:
-            writer.write(message)
-            answer, stays = await _read_answer(reader)
+            answer = await connection.ask(message)
         except BaseException:
-            writer.close()
+            connection.close()
             raise
-        if stays:
-            self._free.append((reader, writer))
-        else:
-            writer.close()
+        if connection.stays:
+            self._free.append(connection)
         return answer
 
-    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    async def _opened(self) -> "_Connection":
+        _, connection = await asyncio.get_running_loop().create_connection(_Connection, *self._address)
+        return connection
+
+    def _kept(self) -> "_Connection | None":
         """Return the connection used last that the server has not closed since, as it does with idle ones."""
         while self._free:
-            reader, writer = self._free.pop()
-            if not reader.at_eof():
-                return reader, writer
-            writer.close()
+            connection = self._free.pop()
+            if connection.stays:
+                return connection
         return None
 
     def close(self) -> None:
         """Close all that are free."""
-        for _, writer in self._free:
-            writer.close()
+        for connection in self._free:
+            connection.close()
         self._free.clear()
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> tuple[Answer, bool]:
-    """Read an answer, and whether the connection stays open after it."""
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    fields = dict(line.lower().split(":", 1) for line in head[1:] if ":" in line)
-    if "content-length" not in fields:
-        raise ConnectionError("the answer has no content-length")
-    version, status = head[0].split()[:2]
-    body = await reader.readexactly(int(fields["content-length"]))
-    return Answer(int(status), fields, body), version == "HTTP/1.1" and "close" not in fields.get("connection", "")
+class _Connection(asyncio.Protocol):
+    """One request at a time. Streams and header objects would cost as much CPU as a small server's whole answer."""
+
+    def __init__(self) -> None:
+        self.stays = True
+        self._received = b""
+        self._end = 0
+        self._answered: asyncio.Future[Answer] | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # a stream's always
+        self._transport = transport
+
+    def ask(self, message: bytes) -> "asyncio.Future[Answer]":
+        self._received, self._end = b"", 0
+        self._answered = asyncio.get_running_loop().create_future()
+        self._transport.write(message)
+        return self._answered
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if not self._end and (head := self._received.find(b"\r\n\r\n")) >= 0:
+            length = _LENGTH.search(self._received, 0, head + 2)
+            if length is None:
+                self._lost(ConnectionError("the answer has no content-length"))
+                return
+            self._end = head + 4 + int(length[1])
+        if self._end and len(self._received) >= self._end and self._answered and not self._answered.done():
+            answer = Answer(self._received[: self._end])
+            if _CLOSES.search(answer.head) or not answer.head.startswith(b"HTTP/1.1"):
+                self.close()
+            self._answered.set_result(answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost(exc or ConnectionError("the server closed before its answer"))
+
+    def _lost(self, error: Exception) -> None:
+        self.close()
+        if self._answered and not self._answered.done():
+            self._answered.set_exception(error)
+
+    def close(self) -> None:
+        self.stays = False
+        self._transport.close()
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[float]:
@@ -136,15 +183,15 @@ async def offer(connections: Connections, requests: Sequence[Request], departure
 async def _one(connections: Connections, request: Request, began: float, intended: float) -> Outcome:
     error = ""
     try:
-        left = began + intended + TIMEOUT_SECONDS - perf_counter()
-        answer = await asyncio.wait_for(connections.post(request), max(0.0, left))
+        async with asyncio.timeout(began + intended + TIMEOUT_SECONDS - perf_counter()):
+            answer = await connections.post(request)
         if answer.status != 200:
             error = f"status {answer.status}"
         elif request.expected is not None and answer.body != request.expected:
             error = "another answer"
     except TimeoutError:
         error = "timeout"
-    except (OSError, asyncio.IncompleteReadError) as broken:
+    except OSError as broken:
         error = type(broken).__name__
     return Outcome(intended, perf_counter() - began - intended, error, request.kind)
 

@@ -76,7 +76,7 @@ async def _refuse(port: int) -> None:
     """Send what is refused, and leave before an answer, each once a second, on connections of their own."""
     while True:
         for request in REFUSED:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError, ConnectionError):
+            with contextlib.suppress(OSError):
                 connections = Connections("127.0.0.1", port)
                 await connections.post(request)
                 connections.close()

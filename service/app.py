@@ -16,11 +16,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from service.access import Access
 from service.admin import add_admin_routes
-from service.deadlines import Deadlines
+from service.deadlines import Deadlines, Door, refuse
 from service.deepsparse import add_deepsparse_routes
 from service.documentation import ADMIN_PROBLEMS, PROBLEMS
 from service.errors import problem
@@ -68,8 +70,8 @@ CORS_ANSWER_HEADERS: Final = (
 def create_app(settings: Settings, models: Models, tracing: Tracing | None = None) -> FastAPI:
     """Return the application.
 
-    Its `state` has `lifecycle`, whose `stopping` turns /readyz to 503, `health`, and `reloader`, for SIGHUP. `tracing`
-    is the settings', unless given.
+    Its `state` has what the server needs: `lifecycle`, whose `stopping` turns /readyz to 503, `health`, `door`, and
+    `reloader`, for SIGHUP. `tracing` is the settings', unless given.
 
     Raises:
         StartupError: the keys file is wrong, or spans are to be sent and the extra `otel` is not installed.
@@ -109,7 +111,12 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     app.state.reloader = reloader
     app.state.health = health
     _complete_document(app, keys.required, Problem, *BODIES)
-    _add_middleware(app, settings, metrics, lifecycle, pipeline, keys, tracing)
+    _add_middleware(app, settings, metrics, pipeline, keys)
+    refusing: ASGIApp = refuse
+    for layer in _around(settings, metrics, lifecycle, tracing):
+        app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
+        refusing = layer.cls(refusing, *layer.args, **layer.kwargs)
+    app.state.door = Door(settings.request_timeout_ms, pipeline.check_at_the_door, pipeline.front, refusing)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_problem)
     _add_task_routes(app, pipeline, models)
@@ -123,35 +130,41 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     return app
 
 
-def _add_middleware(
-    app: FastAPI,
-    settings: Settings,
-    metrics: Metrics,
-    lifecycle: Lifecycle,
-    pipeline: Pipeline,
-    keys: Keyring,
-    tracing: Tracing | None,
-) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, pipeline: Pipeline, keys: Keyring) -> None:
     # The last added is the outermost.
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes, max_seconds=settings.read_seconds)
-    app.add_middleware(Deadlines, default_ms=settings.request_timeout_ms, entered=pipeline.entered, metrics=metrics)
-    app.add_middleware(Access, keys=keys)
     app.add_middleware(
-        RequestContext,
+        Deadlines,
+        default_ms=settings.request_timeout_ms,
+        check=pipeline.check_inside,
+        front=pipeline.front,
         metrics=metrics,
-        tasks=frozenset(TASKS),
-        lifecycle=lifecycle,
-        tracing=tracing,
-        log_texts=settings.log_texts,
     )
+    app.add_middleware(Access, keys=keys)
+
+
+def _around(settings: Settings, metrics: Metrics, lifecycle: Lifecycle, tracing: Tracing | None) -> list[Middleware]:
+    """Return the layers around every answer, refusals at the door too; the innermost first."""
+    layers = [
+        Middleware(
+            RequestContext,
+            metrics=metrics,
+            tasks=frozenset(TASKS),
+            lifecycle=lifecycle,
+            tracing=tracing,
+            log_texts=settings.log_texts,
+        )
+    ]
     if settings.cors_origins:
-        app.add_middleware(
+        cors = Middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST"),
             allow_headers=CORS_REQUEST_HEADERS,
             expose_headers=CORS_ANSWER_HEADERS,
         )
+        layers.append(cors)
+    return layers
 
 
 def _complete_document(app: FastAPI, keys: bool, *kinds: type[BaseModel]) -> None:

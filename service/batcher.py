@@ -93,9 +93,12 @@ class Batcher:
         """Whether the queue is served; read by other threads."""
         return self._loop is not None and not self._loop.done()
 
-    def check_wait(self, call: Call) -> None:
-        """Raise OverloadedError where even the smallest request would be late: all that is known before the body."""
-        self._schedule.check(call.lane, call.deadline, perf_counter(), outside=self.front.seconds)
+    def check_wait(self, call: Call, outside: float) -> None:
+        """Raise OverloadedError where even the smallest request would be late: all that is known before the body.
+
+        `outside`: seconds that it will spend outside of the engine.
+        """
+        self._schedule.check(call.lane, call.deadline, perf_counter(), outside=outside)
 
     def check_room(self, tokens: int) -> None:
         """Raise OverloadedError unless `tokens` more fit now, or TooLargeError if they never will."""
@@ -150,6 +153,7 @@ class Batcher:
                 await job.answered
         finally:
             self._drop(job)
+            self._schedule.learn(job, perf_counter())
         return Inferred(job.logits, job.started_at - job.arrived, perf_counter() - job.started_at)
 
     async def _run(self) -> None:

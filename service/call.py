@@ -1,6 +1,6 @@
 """What the queue must know of the request that it works for: by when, how urgent."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -46,6 +46,15 @@ def working_for(call: Call) -> Iterator[None]:
         yield
     finally:
         _current.reset(before)
+
+
+def plain_headers(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the headers of an ASGI scope by their lower-case names, the last of each.
+
+    Starlette's look-up decodes them all for each name and raises inside for one that is not there: refusing a request
+    took a sixth longer by it.
+    """
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
 
 
 def read_call(headers: Mapping[str, str], default_ms: int, now: float) -> Call:

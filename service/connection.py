@@ -11,8 +11,10 @@ from http import HTTPStatus
 from typing import Any, ClassVar, Final
 from uuid import uuid4
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.deadlines import Door
 from service.errors import problem
 
 # Request line and headers; twice what nginx and Apache allow by default, so they would have refused it before.
@@ -27,6 +29,7 @@ class PatientProtocol(HttpToolsProtocol):
     """Answers 408 to a head that takes more than `seconds`, 431 to one over MAX_HEAD_BYTES, 400 to what is no HTTP."""
 
     seconds: ClassVar[float]
+    door: ClassVar[Door]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         """Take what uvicorn gives."""
@@ -71,6 +74,11 @@ class PatientProtocol(HttpToolsProtocol):
             raise HeadTooLargeError
         self._body_open = True
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        """Begin a request, or put it off: uvicorn would begin all at once."""
+        start = super()._start_asgi_task
+        self.door.come(cycle.scope, app, lambda chosen: start(cycle, chosen))  # type: ignore[arg-type]
 
     def on_message_complete(self) -> None:
         """Know that nothing of the body is left."""
@@ -124,6 +132,6 @@ def _head_too_large() -> tuple[HTTPStatus, str]:
     return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail
 
 
-def protocol(seconds: float) -> type[PatientProtocol]:
+def protocol(seconds: float, door: Door) -> type[PatientProtocol]:
     """Return the class that uvicorn makes for each connection."""
-    return type("PatientProtocol", (PatientProtocol,), {"seconds": seconds})
+    return type("PatientProtocol", (PatientProtocol,), {"seconds": seconds, "door": door})

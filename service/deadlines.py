@@ -1,23 +1,24 @@
-"""The way in for every request that asks a model, as plain ASGI: refused at once where it would be late, and cut off
-when it is.
-"""
+"""The way in for every request that asks a model: refused at once where it would be late, and cut off when it is."""
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import Final
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.call import Call, read_call, working_for
-from service.errors import DeadlineError, SlowClientError
+from service.call import Call, plain_headers, read_call, working_for
+from service.errors import DeadlineError, InvalidRequestError, OverloadedError, SlowClientError
 from service.front import Front
 from service.metrics import Metrics
 
 # Where the contracts put their models; everything else (probes, documents, administration) has no deadline.
 ASKS_A_MODEL: Final = ("/v1/", "/models/", "/v2/models/", "/predict")
+
+
+# What the Door leaves in a scope's state: the Call, or why there is none.
+CALL: Final = "call"
+REFUSED: Final = "refused"
 
 
 def asks_a_model(scope: Scope) -> bool:
@@ -30,12 +31,13 @@ class Deadlines:
     """Reads X-Request-Timeout-Ms and X-Priority, and holds a request to them."""
 
     def __init__(
-        self, app: ASGIApp, default_ms: int, entered: Callable[[Call], AbstractContextManager[Front]], metrics: Metrics
+        self, app: ASGIApp, default_ms: int, check: Callable[[Call], None], front: Front, metrics: Metrics
     ) -> None:
-        """Wrap `app`; `entered` counts a call, or raises OverloadedError where it has no chance, whatever its body."""
+        """Wrap `app`; `check` raises OverloadedError where a call has no chance, whatever its body."""
         self._app = app
         self._default_ms = default_ms
-        self._entered = entered
+        self._check = check
+        self._front = front
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,22 +50,24 @@ class Deadlines:
         if scope["type"] != "http" or not asks_a_model(scope):
             await self._app(scope, receive, send)
             return
-        call = read_call(Headers(scope=scope), self._default_ms, perf_counter())
+        call = scope["state"].get(CALL) or read_call(plain_headers(scope["headers"]), self._default_ms, perf_counter())
+        self._check(call)
         read = False
 
         async def receive_noted() -> Message:
             nonlocal read
             if read:
                 return await receive()
-            with front.elsewhere():
+            with self._front.elsewhere():
                 message = await receive()
             read = not message.get("more_body", False)
             return message
 
-        with working_for(call), self._entered(call) as front, self._metrics.inflight.track_inprogress():
+        with working_for(call), self._metrics.inflight.track_inprogress():
             try:
                 async with asyncio.timeout(call.deadline - perf_counter()) as limit:
                     await self._app(scope, receive_noted, send)
+                self._front.answered()
             except TimeoutError as error:
                 if not limit.expired():
                     raise
@@ -74,3 +78,45 @@ class Deadlines:
         if read:
             return DeadlineError(f"the deadline passed before the answer was ready: {advice}")
         return SlowClientError(f"the deadline passed before the body had come: {advice}")
+
+
+class Door:
+    """What the server asks about a request whose head has come, before the application hears of it."""
+
+    def __init__(self, default_ms: int, check: Callable[[Call], None], front: Front, refusing: ASGIApp) -> None:
+        """Let in by `front`, or answer with `refusing`; `check` as for Deadlines."""
+        self._default_ms = default_ms
+        self._check = check
+        self._front = front
+        self._refusing = refusing
+
+    def come(self, scope: Scope, app: ASGIApp, start: Callable[[ASGIApp], None]) -> None:
+        """Call `start` with what shall answer, `app` or a refusal: at once, or when it is the turn of this request."""
+        if not asks_a_model(scope):
+            start(app)
+            return
+
+        async def begun(scope: Scope, receive: Receive, send: Send) -> None:
+            with self._front.begun():
+                await app(scope, receive, send)
+
+        if self._refused(scope):
+            start(self._refusing)
+        else:
+            self._front.come(lambda: start(begun))
+
+    def _refused(self, scope: Scope) -> bool:
+        """Whether it has no chance to be in time."""
+        try:
+            call = read_call(plain_headers(scope["headers"]), self._default_ms, perf_counter())
+            self._check(call)
+        except (OverloadedError, InvalidRequestError) as error:
+            scope["state"][REFUSED] = error
+            return True
+        scope["state"][CALL] = call
+        return False
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001, as ASGI says
+    """Raise why the Door refused a request."""
+    raise scope["state"][REFUSED]

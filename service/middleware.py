@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.call import plain_headers
 from service.deadlines import asks_a_model
 from service.errors import (
     ClientGoneError,
@@ -76,7 +78,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers = plain_headers(scope["headers"])
         record = RequestRecord(_request_id(headers.get("x-request-id", "")))
         state = scope.setdefault("state", {})
         state["request_id"] = record.request_id
@@ -108,8 +110,10 @@ class RequestContext:
             self._conclude(scope, status, record, span)
             CURRENT.reset(token)
 
-    def _begin_trace(self, scope: Scope, headers: Headers, record: RequestRecord) -> "Span | None":
-        parent = parse(headers.get("traceparent", ""), ",".join(headers.getlist("tracestate")))
+    def _begin_trace(self, scope: Scope, headers: Mapping[str, str], record: RequestRecord) -> "Span | None":
+        parent = None
+        if given := headers.get("traceparent"):
+            parent = parse(given, ",".join(Headers(scope=scope).getlist("tracestate")))
         record.trace_id = parent.trace_id if parent else None
         return self._tracing.begin(scope["method"], parent, record) if self._tracing and not _is_probe(scope) else None
 

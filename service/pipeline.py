@@ -2,9 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -57,12 +56,18 @@ class Pipeline:
         self._texts.shutdown()
         self._long_texts.shutdown()
 
-    @contextmanager
-    def entered(self, call: Call) -> Iterator[Front]:
-        """Count a call; raises OverloadedError where it has no chance to be in time, whatever its body."""
-        self._batcher.check_wait(call)
-        with self._batcher.front.here():
-            yield self._batcher.front
+    @property
+    def front(self) -> Front:
+        """The event loop's part of the way."""
+        return self._batcher.front
+
+    def check_at_the_door(self, call: Call) -> None:
+        """Raise OverloadedError where a call that comes now has no chance to be in time, whatever its body."""
+        self._batcher.check_wait(call, self.front.seconds_at_the_door)
+
+    def check_inside(self, call: Call) -> None:
+        """The same for one whose turn it is."""
+        self._batcher.check_wait(call, self.front.seconds)
 
     @property
     def engine_since(self) -> float | None:

@@ -25,8 +25,16 @@ AGEING: Final = 4.0
 BATCH_SHARE: Final = 1 / 8
 # A request of more than this many full batches would hold up the interactive lane: it goes to the other one.
 INTERACTIVE_BATCHES: Final = 4
-# Admit only what would be in time if the wait were this much longer: predictions are means.
-MARGIN: Final = 1.25
+# Admit only what would be in time if the wait were so much longer: predictions are means. The margin grows by a step
+# where a wait was longer still, at most every so many seconds: one stop of the machine makes hundreds late. And it is
+# forgotten, so that nothing is refused for what the machine was like a minute ago.
+LEAST_MARGIN: Final = 1.25
+MOST_MARGIN: Final = 4.0
+MARGIN_STEP: Final = 0.1
+MARGIN_STEP_SECONDS: Final = 0.1
+MARGIN_SECONDS: Final = 10.0
+# Shorter predictions tell nothing: a turn of the event loop is a large part of them.
+TELLING_SECONDS: Final = 0.1
 # Drop what would be late even if the engine were this much faster than predicted.
 HOPELESS: Final = 2.0
 # How long the share of the interactive lane is averaged over.
@@ -46,6 +54,8 @@ class Job:
     deadline: float = inf
     lane: Lane = Lane.INTERACTIVE
     taken: int = 0
+    # What it had to wait for others when it was admitted, predicted.
+    wait: float = 0.0
     rank: float = field(init=False)
     left: float = field(init=False)
 
@@ -134,6 +144,8 @@ class Schedule(Generic[AnyJob]):
         self._updated = -inf
         # Seconds between two calls of the engine that are not in it, averaged.
         self._between = 0.0
+        self._margin = LEAST_MARGIN
+        self._learned = self._raised = -inf
 
     def __len__(self) -> int:
         """Return the number of waiting jobs."""
@@ -157,23 +169,25 @@ class Schedule(Generic[AnyJob]):
 
     def check(
         self, lane: Lane, deadline: float, now: float, own: float = 0.0, *, outside: float = 0.0, slack: float = 0.0
-    ) -> None:
-        """Raise OverloadedError where a request of `own` seconds, and `outside` the engine, cannot be in time.
+    ) -> float:
+        """Return how long a request of `own` seconds will take, and `outside` the engine; 0: an idle engine will see.
 
-        An idle engine tries everything: a prediction that is too high would keep away the work that corrects it.
+        An idle engine tries everything: a prediction that is too high would keep away the work that corrects it. Raises
+        OverloadedError where it cannot be in time.
         """
         idle = self._ends_at is None and not len(self)
-        if idle and now + MARGIN * outside <= deadline:
-            return
+        if idle and now + self._margin * outside <= deadline:
+            return 0.0
         finish = outside + (now if idle else self._finish(lane, now + AGEING * own, now) + own / self._speed(lane))
-        wait = MARGIN * (finish - now) + self._between + slack
+        wait = self._margin * (finish - now) + self._between + slack
         if now + wait > deadline:
             raise _overloaded(wait, finish - deadline, deadline - now)
+        return finish - now
 
     def admit(self, job: AnyJob, now: float, outside: float = 0.0) -> None:
         """Queue a job. Raises OverloadedError where it would be late, or would make a waiting one late."""
         slack = self._slack(job)
-        self.check(job.lane, job.deadline, now, job.seconds, outside=outside, slack=slack)
+        job.wait = self.check(job.lane, job.deadline, now, job.seconds, outside=outside, slack=slack)
         line, own = self.lines[job.lane], job.seconds / self._speed(job.lane)
         finish = self._finish(job.lane, inf, now, reading=False)
         for other in line.behind(job.rank):
@@ -227,6 +241,16 @@ class Schedule(Generic[AnyJob]):
         cost.observe(cost.call(cost.window(len(window.ids)) for _, window in batch), seconds)
         self._between += NEWEST * (between - self._between)
         self._ends_at = None
+
+    def learn(self, job: Job, now: float) -> None:
+        """Correct the margin by a job that is answered, or that nobody waits for any more."""
+        if job.wait < TELLING_SECONDS:
+            return
+        self._margin = LEAST_MARGIN + (self._margin - LEAST_MARGIN) * exp(-(now - self._learned) / MARGIN_SECONDS)
+        self._learned = now
+        if now - job.arrived > self._margin * job.wait and now - self._raised > MARGIN_STEP_SECONDS:
+            self._margin = min(self._margin + MARGIN_STEP, MOST_MARGIN)
+            self._raised = now
 
     def _next_line(self) -> Line[AnyJob] | None:
         interactive, batch = self.lines[Lane.INTERACTIVE], self.lines[Lane.BATCH]

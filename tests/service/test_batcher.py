@@ -211,13 +211,13 @@ def test_who_would_be_late_is_refused_and_who_is_late_is_dropped_where_others_wa
         await asyncio.sleep(0.3)  # much more than the 4 x 10 ms for which a newcomer could overtake them
         with working_for(read_call({"x-request-timeout-ms": "3000"}, 1, perf_counter())):
             with pytest.raises(OverloadedError, match=r"may need 3\.\d s, and has 3\.0 s"):
-                bench.batcher.check_wait(current())
+                bench.batcher.check_wait(current(), 0.0)
             with pytest.raises(OverloadedError, match=r"may need [45]\.\d s"):
                 await bench.ask(bench.ner, 5)
             with pytest.raises(OverloadedError, match=r"may need 5\.\d s"), bench.batcher.reading(bench.ner, 6000):
                 pass
         with working_for(read_call({"x-request-timeout-ms": "9000"}, 1, perf_counter())):
-            bench.batcher.check_wait(current())
+            bench.batcher.check_wait(current(), 0.0)
             late = bench.ask(bench.ner, 5)
         await asyncio.sleep(0)
         for job in bench.batcher._schedule.lines[Lane.INTERACTIVE].jobs:

@@ -215,3 +215,18 @@ def test_two_hundred_connections_that_send_a_part_leave_nothing_behind(server: P
         answers(connection)
         connection.close()
     assert len(list(descriptors.iterdir())) <= before + 2
+
+
+def test_a_burst_of_new_connections_is_answered_whole(server: Process) -> None:
+    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(200)]
+    for connection in clients:
+        connection.sendall(ASK)
+    assert [answer_status(connection) for connection in clients] == [200] * len(clients)
+    for connection in clients:
+        connection.close()
+
+
+def test_requests_in_one_piece_are_answered_in_their_order(client: socket.socket) -> None:
+    """More than are let in at once, over one connection."""
+    client.sendall(ASK * 30 + ASK.replace(b"host: x", b"host: x\r\nconnection: close"))
+    assert [status for status, _ in answers(client)] == [200] * 31

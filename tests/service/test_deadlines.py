@@ -127,3 +127,45 @@ def test_both_lanes_give_the_same_answers(served: tuple[Model, Formula]) -> None
 
     one, other = fake.talk([served[0]], conversation)
     assert one == other
+
+
+def test_the_door_answers_as_the_application_would(served: tuple[Model, Formula]) -> None:
+    """What is refused before the application hears of it has an id, a reason, CORS headers, and is counted."""
+    model, formula = served
+    app = create_app(fake.settings(cors_origins="https://a.example"), Models({model.name: model}, {}))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the body was asked for")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def unasked(*_: Any) -> None:
+        raise AssertionError("the application was asked")
+
+    async def story() -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://t") as http,
+        ):
+            formula.gate.clear()
+            asked = [asyncio.ensure_future(http.post(PATH, json={"inputs": ["a " * 25] * 10})) for _ in range(8)]
+            await fake.wait_until(lambda: len(formula.batches) and b"queue_tokens 2160.0" in app.state.health.page())
+            headers = [(b"origin", b"https://a.example"), (b"x-request-timeout-ms", b"1"), (b"x-request-id", b"seven")]
+            scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers, "state": {}, "scheme": "http"}
+            chosen: list[Any] = []
+            app.state.door.come(scope, unasked, chosen.append)
+            await chosen[0](scope, receive, send)
+            formula.gate.set()
+            await asyncio.gather(*asked)
+
+    asyncio.run(story())
+    start, body = sent
+    given = {name.decode(): value.decode() for name, value in start["headers"]}
+    assert start["status"] == 503
+    assert int(given["retry-after"]) >= 1
+    assert (given["x-request-id"], given["access-control-allow-origin"]) == ("seven", "https://a.example")
+    assert json.loads(body["body"])["request_id"] == "seven"
+    assert outcome(app.state.health.page().decode(), "overloaded", "none") == 1

@@ -1,11 +1,12 @@
 """The time outside of the engine is predicted from how many are there and how fast they leave."""
 
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
 from service import front
-from service.front import ALWAYS, Front
+from service.front import ALWAYS, AT_ONCE, Front
 
 
 @pytest.fixture
@@ -21,6 +22,7 @@ def test_it_recovers_in_bursts_shorter_than_a_window(clock: list[float]) -> None
     for _ in range(1000):
         with one.here():
             clock[0] += 0.002
+            one.answered()
         clock[0] += 0.05  # nobody there
     with ExitStack() as stack:
         for _ in range(20):
@@ -34,6 +36,7 @@ def leave_apart(one: Front, clock: list[float], seconds: float, count: int) -> N
         for _ in range(count):
             with one.here():
                 clock[0] += seconds
+                one.answered()
 
 
 def test_the_prediction_follows_the_speed_at_which_requests_leave(clock: list[float]) -> None:
@@ -53,7 +56,7 @@ def test_bursts_are_averaged(clock: list[float]) -> None:
             clock[0] += 0.1
             for _ in range(10):
                 with one.here():
-                    pass
+                    one.answered()
         with ExitStack() as stack:
             for _ in range(19):
                 stack.enter_context(one.here())
@@ -114,3 +117,31 @@ def test_those_in_the_engine_are_not_counted_and_a_few_are_always_let_in() -> No
             assert one.seconds == 0
         assert one.seconds > 0
     assert one.seconds == 0
+
+
+def test_a_crowd_is_let_in_a_few_at_a_time_in_its_order() -> None:
+    one = Front()
+    begun: list[int] = []
+    for number in range(AT_ONCE + 3):
+        one.come(partial(begun.append, number))
+    assert begun == list(range(AT_ONCE))
+    assert one.seconds_at_the_door == pytest.approx(one.seconds * (AT_ONCE + 3) / AT_ONCE)
+    with one.begun():
+        assert len(begun) == AT_ONCE
+        with one.elsewhere():
+            assert begun == list(range(AT_ONCE + 1)), "its place is free while the engine has it"
+        assert len(begun) == AT_ONCE + 1, "it comes back whoever is there"
+    assert len(begun) == AT_ONCE + 1
+    with one.begun():
+        pass
+    assert begun == list(range(AT_ONCE + 2))
+
+
+def test_what_did_not_come_through_the_door_is_not_counted_when_it_leaves() -> None:
+    one = Front()
+    with one.elsewhere():
+        pass
+    with ExitStack() as stack:
+        for _ in range(ALWAYS):
+            stack.enter_context(one.here())
+        assert one.seconds > 0

@@ -13,7 +13,7 @@ from service.call import Lane
 from service.cost import Cost
 from service.errors import OverloadedError
 from service.models import Model
-from service.schedule import BATCH_SHARE, HOPELESS, INTERACTIVE_BATCHES, Job, Schedule
+from service.schedule import BATCH_SHARE, HOPELESS, INTERACTIVE_BATCHES, LEAST_MARGIN, Job, Schedule
 from service.windows import Window
 from tests.service import fake
 
@@ -231,3 +231,34 @@ def test_texts_that_are_being_read_count_as_work_ahead(model: Model) -> None:
     schedule.reading(cost.cost, -3.0)
     schedule.check(Lane.INTERACTIVE, 2.0, 0.0)
     assert schedule.wait(Lane.INTERACTIVE, 0.25) == pytest.approx(0.75)
+
+
+def test_the_margin_follows_waits_that_were_longer_than_predicted_and_forgets(model: Model) -> None:
+    schedule: Schedule[Job] = Schedule(BATCH_TOKENS)
+
+    def margin() -> float:
+        """How many times its prediction a wait of ten seconds is taken for."""
+        return next(tenths / 100 for tenths in range(100, 600) if in_time(tenths / 10))
+
+    def in_time(allowed: float) -> bool:
+        try:
+            schedule.check(Lane.INTERACTIVE, allowed, 0.0, 10.0)
+        except OverloadedError:
+            return False
+        return True
+
+    schedule.admit(Job(with_cost(model), [window(1)], 0.0), 0.0)  # so that it is not idle
+    assert margin() == pytest.approx(LEAST_MARGIN, abs=0.02)
+    job = Job(with_cost(model), [window(1)], 0.0)
+    job.wait = 1.0
+    for hundredth in range(1000):  # ten seconds in which all take three times as long
+        job.arrived = hundredth / 100
+        schedule.learn(job, job.arrived + 3.0)
+    assert 2.5 < margin() < 3.3
+    for second in range(100):
+        job.arrived = 10.0 + second
+        schedule.learn(job, job.arrived + 1.0)
+    assert margin() == pytest.approx(LEAST_MARGIN, abs=0.02)
+    job.wait = 0.01  # a prediction this short says nothing
+    schedule.learn(job, job.arrived + 100.0)
+    assert margin() == pytest.approx(LEAST_MARGIN, abs=0.02)
