@@ -85,11 +85,13 @@ $(VENV)/.dev: $(VENV)/.service
 	@$(PIP) install --constraint constraints.txt 'sparselane[dev,compression]'
 	@touch $@
 
-# What only tests compare with, each in a folder of its own: an older transformers and huggingface_hub, a JavaScript client.
-$(VENV)/.clients: tests/pins/transformers4.txt $(wildcard tests/service/javascript/package*.json) | $(VENV)/.dev
-	@echo "==> Installing the clients and the older transformers that tests compare with"
-	@rm -rf $(VENV)/transformers4 $(VENV)/javascript
+# What only tests compare with, each in a folder of its own: an older transformers and huggingface_hub, the schemas of
+# Kubernetes' custom resources, a JavaScript client.
+$(VENV)/.clients: tests/pins/transformers4.txt tests/pins/crds.txt $(wildcard tests/service/javascript/package*.json) | $(VENV)/.dev
+	@echo "==> Installing the clients, schemas and the older transformers that tests compare with"
+	@rm -rf $(VENV)/transformers4 $(VENV)/crds $(VENV)/javascript
 	@$(PIP) install --no-deps --target $(VENV)/transformers4 --requirement tests/pins/transformers4.txt
+	@$(PIP) install --no-deps --target $(VENV)/crds --requirement tests/pins/crds.txt
 	@if command -v npm >/dev/null; then \
 	    mkdir -p $(VENV)/javascript && cp tests/service/javascript/package*.json $(VENV)/javascript && \
 	    npm ci --silent --no-audit --no-fund --prefix $(VENV)/javascript; \
