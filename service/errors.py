@@ -141,7 +141,7 @@ HTTP: Final[Mapping[type[ServiceError], HttpMeaning]] = MappingProxyType(
     {
         MalformedBodyError: HttpMeaning(400, "Malformed body", "invalid"),
         UnsupportedMediaTypeError: HttpMeaning(415, "Unsupported media type", "invalid"),
-        SlowClientError: HttpMeaning(408, "Request timeout", "timeout"),
+        SlowClientError: HttpMeaning(408, "Request timeout", "slow_client"),
         TooLargeError: HttpMeaning(413, "Too large", "invalid"),
         InvalidRequestError: HttpMeaning(422, "Invalid request", "invalid"),
         UnknownModelError: HttpMeaning(404, "Unknown model", "invalid"),

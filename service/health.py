@@ -34,6 +34,7 @@ class Health:
         while True:
             self._beaten_at = perf_counter()
             await asyncio.sleep(BEAT_SECONDS)
+            self._metrics.loop_lag.observe(max(0.0, perf_counter() - self._beaten_at - BEAT_SECONDS))
 
     def live(self) -> dict[str, str]:
         """Return the body of /healthz. Raises NotReadyError where nothing but a restart will help."""

@@ -14,7 +14,7 @@ from prometheus_client import (
 )
 
 from service.call import Lane
-from service.cgroup import CpuCollector
+from service.cgroup import CpuCollector, MemoryCollector
 from service.errors import HTTP
 from service.models import Model, Models
 
@@ -72,6 +72,9 @@ class Metrics:
             "predicted_wait_seconds", "How long a short request that comes now will wait."
         )
         self.inflight = self._gauge("inflight_requests", "Requests to models that have no answer yet.")
+        self.loop_lag = self._histogram(
+            "event_loop_lag_seconds", "How late the event loop came to a task that was due.", (), SECONDS
+        )
         self.ready = self._gauge("ready", "1 while /readyz answers 200.")
         self.model_loads = self._counter(
             "model_loads", "Models loaded or refused since the start.", ("model", "outcome")
@@ -85,7 +88,7 @@ class Metrics:
         limit = self._gauge("admission_limit_tokens", "Most tokens admitted and not answered.")
         limit.set(admission_limit_tokens)
         self._gauge("build_info", "1; which build this is.", ("version",)).labels(version).set(1)
-        for collector in (CpuCollector, ProcessCollector, PlatformCollector):
+        for collector in (CpuCollector, MemoryCollector, ProcessCollector, PlatformCollector):
             collector(registry=self.registry)
         for task in (*tasks, NONE):
             self._request_labels(task, NONE)
@@ -100,8 +103,7 @@ class Metrics:
         """Make the label sets of a model that serves from now on; one that is there keeps its counts."""
         self._forget_info(model.name)
         self._request_labels(model.task, model.name)
-        for outcome in ("ok", "failed"):
-            self.model_loads.labels(model.name, outcome)
+        self._load_labels(model.name)
         for metric in self._per_model():
             metric.labels(model.task, model.name)
         self._model_info.labels(model.name, model.task, *(model.details.get(name, "") for name in INFO[2:])).set(1)
@@ -111,6 +113,7 @@ class Metrics:
 
     def add_failure(self, name: str) -> None:
         """Show a model that does not serve."""
+        self._load_labels(name)
         self.model_ready.labels(name).set(0)
 
     def remove_model(self, name: str) -> None:
@@ -148,6 +151,10 @@ class Metrics:
     def _request_labels(self, task: str, model: str) -> None:
         for outcome in OUTCOMES:
             self._requests.labels(task, model, outcome)
+
+    def _load_labels(self, model: str) -> None:
+        for outcome in ("ok", "failed"):
+            self.model_loads.labels(model, outcome)
 
     def _forget_info(self, name: str) -> None:
         """A model that is loaded again has another checksum: the old label set would say that both serve."""

@@ -94,7 +94,7 @@ def test_a_body_that_comes_too_slowly_is_a_408(client: socket.socket, server: Pr
     client.sendall(HEAD + b"content-length: 1000\r\n\r\n")
     dribble(client, b" " * 1000)
     assert "the body took more than 0.6 s" in refused(client, 408)
-    counted = 'sparselane_requests_total{model="none",outcome="timeout",task="text-classification"}'
+    counted = 'sparselane_requests_total{model="none",outcome="slow_client",task="text-classification"}'
     assert server.metric(counted) == 1
 
 

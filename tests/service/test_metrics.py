@@ -18,7 +18,7 @@ NAMES = {
     *("inference_duration_seconds", "postprocess_duration_seconds", "batch_size", "batch_tokens", "input_tokens"),
     *("windows_per_request", "truncated_inputs_total", "queue_depth", "queue_tokens", "inflight_requests"),
     *("admission_limit_tokens", "predicted_wait_seconds", "model_ready", "model_info", "model_load_seconds"),
-    *("cpu_quota_cores", "intra_op_threads", "build_info", "ready"),
+    *("cpu_quota_cores", "intra_op_threads", "build_info", "ready", "event_loop_lag_seconds", "model_loads_total"),
 }
 
 
@@ -55,6 +55,7 @@ def test_every_name_is_there_from_the_start(metrics: Metrics) -> None:
     assert "sparselane_admission_limit_tokens 1000.0" in lines(metrics)
     assert 'sparselane_build_info{version="1.2.3"} 1.0' in lines(metrics)
     assert 'sparselane_model_ready{model="broken"} 0.0' in lines(metrics)
+    assert 'sparselane_model_loads_total{model="broken",outcome="failed"} 0.0' in lines(metrics)
 
 
 def test_padding_is_to_whole_lanes(metrics: Metrics) -> None:

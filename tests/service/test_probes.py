@@ -73,6 +73,22 @@ def test_a_loop_that_stands_still_is_not_ready_and_then_dead(tmp_path: Path, mon
     assert "sparselane_ready 0.0" in answers["metrics dead"][2]
 
 
+def test_a_loop_that_was_held_up_shows_for_how_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = fake.model(tmp_path, CLS)
+    monkeypatch.setattr(health, "BEAT_SECONDS", 0.01)
+    pages: list[str] = []
+
+    async def story(_: Any, port: int) -> None:
+        await asyncio.sleep(0.02)
+        time.sleep(0.06)  # on the event loop's own thread
+        await asyncio.sleep(0.02)
+        pages.append((await asyncio.to_thread(get, port, "/metrics"))[2])
+
+    watched(model, story)
+    (line,) = (line for line in pages[0].splitlines() if line.startswith("sparselane_event_loop_lag_seconds_sum "))
+    assert float(line.split()[1]) >= 0.04
+
+
 def test_an_engine_that_does_not_return_and_a_queue_that_ended_are_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
