@@ -20,6 +20,7 @@ from service.errors import (
     ClientGoneError,
     EngineFailedError,
     NotReadyError,
+    OverloadedError,
     QuotaExceededError,
     ServiceError,
     SlowClientError,
@@ -42,6 +43,10 @@ log = logging.getLogger("sparselane")
 # Ids from outside are repeated in headers and logs: letters, digits and a little more, and not long.
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 PROBLEM_JSON: Final = "application/problem+json"
+# Bodies are held up to the bytes of so many of the largest; beyond, only small ones get in. Parsed and tokenized a body
+# takes nine times its size: this is what bounds a server's memory (docs/operations.md, "Size").
+BODIES: Final = 8
+SMALL_BYTES: Final = 16 * 1024
 PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
@@ -229,12 +234,14 @@ class BodyGuard:
         self._app = app
         self._max_bytes = max_bytes
         self._max_seconds = max_seconds
+        # Bytes of the bodies that are read or worked on.
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection, as ASGI says.
 
         Raises:
-            UnsupportedMediaTypeError, TooLargeError, SlowClientError: the body.
+            UnsupportedMediaTypeError, TooLargeError, SlowClientError: the body. OverloadedError: all bodies together.
             ClientGoneError: it left, and the work is cancelled.
         """
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -248,25 +255,36 @@ class BodyGuard:
                 _check_type(headers.get("content-type", ""))
             _check_encoding(headers.get("content-encoding", "identity"))
         self._check_size(int(length) if length.isdecimal() else 0)
+        body = bytearray()
+        try:
+            await self._read_in_time(receive, body)
+            await _while_client_waits(self._app, scope, bytes(body), receive, send)
+        finally:
+            self._held -= len(body)
+
+    async def _read_in_time(self, receive: Receive, body: bytearray) -> None:
         try:
             async with asyncio.timeout(self._max_seconds):
-                body = await self._read(receive)
+                await self._read(receive, body)
         except TimeoutError:
             raise SlowClientError(f"the body took more than {self._max_seconds:g} s to arrive: send it again") from None
-        await _while_client_waits(self._app, scope, body, receive, send)
 
-    async def _read(self, receive: Receive) -> bytes:
-        chunks, size, more = [], 0, True
+    async def _read(self, receive: Receive, body: bytearray) -> None:
+        """Add what arrives to `body`, and to what is held."""
+        more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError("the client left while it sent the body")
             chunk = message.get("body", b"")
-            size += len(chunk)
-            self._check_size(size)
-            chunks.append(chunk)
+            self._check_size(len(body) + len(chunk))
+            if len(body) + len(chunk) > SMALL_BYTES and self._held + len(chunk) > BODIES * self._max_bytes:
+                raise OverloadedError(
+                    f"the server holds {self._held} bytes of bodies, and no more: try again later", retry_after=1
+                )
+            body += chunk
+            self._held += len(chunk)
             more = message.get("more_body", False)
-        return b"".join(chunks)
 
     def _check_size(self, size: int) -> None:
         if size > self._max_bytes:

@@ -38,9 +38,6 @@ CUT_OFF: Final = 3
 # The longest that Python lets one thread keep the others waiting. A probe changes threads about ten times, and must be
 # done in 50 ms though tokenizing and JSON are busy.
 SWITCH_SECONDS: Final = 0.001
-# What is there after the start stays: searching it for garbage a few times a second, as Python does under load, takes
-# longer than an answer each time. The first number is of objects: a hundred requests make about so many.
-GC_THRESHOLDS: Final = (20_000, 10, 10)
 # uvloop accepts one connection in a turn of the event loop, and for each listening socket. A turn under load takes
 # milliseconds, so a burst of new connections waited for seconds in the kernel, where no deadline counts.
 ACCEPTED_AT_ONCE: Final = 32
@@ -154,9 +151,10 @@ def _run(app: FastAPI, listener: socket.socket, probes: Probes, settings: Settin
     lifecycle = app.state.lifecycle
     server = Server(config, lifecycle, app.state.reloader, probes, settings.notice_seconds, greeting)
     sys.setswitchinterval(SWITCH_SECONDS)
+    # What is there after the start stays: searching it for garbage a few times a second, as Python does under load, takes
+    # longer than an answer each time.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
     server.run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))])
     gc.unfreeze()
     if not server.started:

@@ -16,6 +16,7 @@ from service.app import create_app
 from service.errors import HTTP
 from service.logs import JsonFormatter
 from service.metrics import STAGES, TOTAL
+from service.middleware import BODIES
 from service.models import Model, Models
 from service.pipeline import TASKS
 from tests.service import fake
@@ -174,6 +175,29 @@ def test_the_body_limit_holds_with_and_without_a_length(models: dict[str, tuple[
     for response in fake.talk([models[CLS][0]], conversation, max_body_bytes=1024):
         assert response.status_code == 413
         assert response.json()["errors"][0]["limit"] == "1024"
+
+
+def test_large_bodies_are_bounded_together_and_small_ones_get_in(models: dict[str, tuple[Model, Formula]]) -> None:
+    model, formula = models[CLS]
+    large = b'{"inputs": "a"' + b" " * 40_000 + b"}"
+
+    async def conversation(http: httpx.AsyncClient) -> None:
+        def ask(content: bytes) -> "asyncio.Future[httpx.Response]":
+            headers = {"content-type": "application/json"}
+            return asyncio.ensure_future(http.post(f"/v1/{CLS}", content=content, headers=headers))
+
+        formula.gate.clear()
+        held = [ask(large) for _ in range(BODIES)]
+        await fake.wait_until(lambda: f"queue_tokens {3 * BODIES}.0".encode() in http.app.state.health.page())  # type: ignore[attr-defined]
+        refused = await ask(large)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert f"holds {BODIES * len(large)} bytes" in refused.json()["detail"]
+        small = ask(b'{"inputs": "a"}')
+        formula.gate.set()
+        assert {response.status_code for response in await asyncio.gather(small, *held)} == {200}
+        assert (await ask(large)).status_code == 200, "what was held is forgotten"
+
+    fake.talk([model], conversation, max_body_bytes=len(large))
 
 
 def test_only_json_is_read(models: dict[str, tuple[Model, Formula]]) -> None:
