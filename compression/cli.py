@@ -154,6 +154,10 @@ def export(
     window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 384,
     stride: Annotated[int, typer.Option("--stride", help="Tokens that neighbouring windows share.")] = 128,
     attention: Annotated[str, typer.Option("--attention", help="Its arithmetic: int8, or float32 (slower).")] = "int8",
+    embeddings: Annotated[
+        str,
+        typer.Option("--embeddings", help="How words are stored: int8, or product (a quarter of it, a minute longer)."),
+    ] = "int8",
     data: Annotated[
         str, typer.Option("--data", help="Examples to judge both on, as `evaluate` takes them; default: none.")
     ] = "",
@@ -191,7 +195,7 @@ def export(
         source = Source(checkpoint, model, settings, outputs)
         table = Table(text, text_pair, label, header, separator, bad_lines)
         checks = Checks(data, table, require_sparsity, threads)
-        result = convert(source, out, name or out.name, attention=attention, checks=checks)
+        result = convert(source, out, name or out.name, attention=attention, embeddings=embeddings, checks=checks)
         manifest = engine.read_manifest(out)
     _show_conversion(checkpoint, result)
     size = manifest.raw["size"]

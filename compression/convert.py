@@ -19,8 +19,9 @@ from compression.encode import Encoder, Window
 from compression.evaluate import evaluate, torch_predictor
 from compression.export import Origin, check_target, engine_predictor, export_model, task_of
 from compression.metrics import headline
-from compression.recipe import Table, Task
+from compression.recipe import STORED, Table, Task
 from compression.verify import COMPARED_WINDOWS, Verification, random_windows, verify
+from engine.artifact import PART
 
 
 @dataclass(frozen=True)
@@ -56,20 +57,35 @@ class Conversion:
 
 
 def convert(
-    source: Source, folder: Path, name: str, *, attention: str = "int8", checks: Checks = Checks()
+    source: Source,
+    folder: Path,
+    name: str,
+    *,
+    attention: str = "int8",
+    embeddings: str = "int8",
+    checks: Checks = Checks(),
 ) -> Conversion:
     """Write a checkpoint as an artifact into `folder`: its zeros are kept, the rest is rounded to int8.
+
+    `attention`, `embeddings`: see `export_model`.
 
     The artifact gets its name only after it was compared with the model, see `verify`, and judged on data.
 
     Raises:
-        CheckpointError: fewer zeros than `checks` ask for, an unknown `attention`, `folder` is something else, or the
-        artifact does not answer as the checkpoint does.
+        CheckpointError: fewer zeros than `checks` ask for, an unknown `attention` or `embeddings`, `folder` is
+        something else, or the artifact does not answer as the checkpoint does.
     """
     if attention not in ("int8", "float32"):
         raise CheckpointError(f"attention is {attention!r}; it must be int8 or float32")
+    if embeddings not in STORED:
+        raise CheckpointError(f"embeddings is {embeddings!r}; it must be {' or '.join(STORED)}")
+    width = source.model.config.hidden_size
+    if embeddings == "product" and width % PART:
+        raise CheckpointError(
+            f"checkpoint {source.name!r} is {width} wide; embeddings=product needs a multiple of {PART}: use int8"
+        )
     check_target(folder)
-    export = partial(export_model, source.model, attention=attention)
+    export = partial(export_model, source.model, attention=attention, embeddings=embeddings)
     model = source.model.train(False)
     found = detect.find_patterns(encoder_matrices(model))
     if detect.overall_sparsity(found) < checks.least_sparsity:

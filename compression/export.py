@@ -23,7 +23,9 @@ from compression.evaluate import Predict
 from compression.examples import tags_of
 from compression.files import writing
 from compression.pack import quantize_embedding, write_artifact
-from compression.recipe import Task
+from compression.product import product_quantize
+from compression.recipe import STORED, Task
+from engine.artifact import EMBEDDINGS
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ def export_model(
     folder: Path,
     *,
     attention: str = "int8",
+    embeddings: str = "int8",
 ) -> None:
     """Write `model` as an artifact into `folder`; `outputs` names the rows of its head.
 
-    `attention` is the arithmetic of its products, "int8" or "float32".
+    `attention` is the arithmetic of its products, "int8" or "float32"; `embeddings` how words are stored, see
+    `quantize_model`.
 
     Encoder matrices and embeddings are rounded to int8 as `compression.quantize` does in training; exact zeros are the
     pruned weights.
@@ -78,7 +82,7 @@ def export_model(
         "golden": list(origin.golden),
     }
     matrices = {name: (_array(matrix.weight), _array(matrix.bias)) for name, matrix in encoder_matrices(model).items()}
-    tensors = _tensors(model, task)
+    tensors = _tensors(model, task, embeddings)
     check_target(folder)
     with writing(folder, temporary=False):
         write_artifact(
@@ -89,6 +93,7 @@ def export_model(
             tokenizer_json=tokenizer_json,
             model_card=model_card,
             attention=attention,
+            embeddings=EMBEDDINGS[STORED.index(embeddings)],
         )
 
 
@@ -165,7 +170,7 @@ def _head_activation(model: PreTrainedModel, task: Task) -> str | None:
     return "tanh" if model.config.model_type == "bert" else "relu"
 
 
-def _tensors(model: PreTrainedModel, task: Task) -> dict[str, NDArray[Any]]:
+def _tensors(model: PreTrainedModel, task: Task, embeddings: str) -> dict[str, NDArray[Any]]:
     bert = model.config.model_type == "bert"
     norms = {"embeddings.norm": model.base_model.get_submodule("embeddings.LayerNorm")}
     paths = ("attention.output.LayerNorm", "output.LayerNorm") if bert else ("sa_layer_norm", "output_layer_norm")
@@ -177,7 +182,10 @@ def _tensors(model: PreTrainedModel, task: Task) -> dict[str, NDArray[Any]]:
         for part, tensor in module.named_parameters():
             tensors[f"{name}.{part}"] = _array(tensor)
     for name, table in embedding_tables(model).items():
-        tensors[name], tensors[f"{name}.scale"] = quantize_embedding(_array(table.weight))
+        if (name, embeddings) == ("embeddings.word", "product"):
+            tensors |= {f"{name}.{part}": array for part, array in product_quantize(_array(table.weight)).items()}
+        else:
+            tensors[name], tensors[f"{name}.scale"] = quantize_embedding(_array(table.weight))
     return tensors
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 import engine
-from engine.artifact import FORMAT_VERSION, QUANTIZATION
+from engine.artifact import EMBEDDINGS, FORMAT_VERSION, PART, QUANTIZATION
 
 Int8s = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
@@ -85,13 +85,14 @@ def write_artifact(
     tokenizer_json: str,
     model_card: ModelCard,
     attention: str = "int8",
+    embeddings: str = EMBEDDINGS[0],
 ) -> engine.Manifest:
     """Write the artifact's four files and return the manifest as the engine reads it.
 
     manifest: manifest.json without `format_version`, `quantization`, `matrices`, `size` and `files`, which are filled
     in here; of `sparsity` it may hold the `pattern`.
     matrices: "encoder.{l}.{m}" -> float32 weight and bias, or int8 weight, scale and bias.
-    attention: the arithmetic of its products, "int8" or "float32".
+    attention: the arithmetic of its products, "int8" or "float32". embeddings: how the word table is stored.
     tensors: all other tensors, by their names in the file. Nothing is left behind if anything fails.
     Raises FileExistsError if `folder` exists and is no artifact, ValueError for a bad matrix, engine.ArtifactError for
     a bad manifest or tensor.
@@ -102,7 +103,7 @@ def write_artifact(
     folder.parent.mkdir(parents=True, exist_ok=True)
     document: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
-        "quantization": {**QUANTIZATION, "attention": attention},
+        "quantization": {**QUANTIZATION, "embeddings": embeddings, "attention": attention},
     }
     document |= copy.deepcopy(dict(manifest))
     packed, document["matrices"] = _pack_matrices(matrices)
@@ -157,7 +158,11 @@ def _sizes(document: Mapping[str, Any], tensors: Mapping[str, Array], total: int
     biases = sum(entry["rows"] for entry in entries.values())
     survivors = sum(entry["survivors"] for entry in entries.values())
     encoder_dense = 4 * (weights + biases)
-    tables = sum(tensor.size for name, tensor in tensors.items() if name.startswith("embeddings.") and tensor.ndim == 2)
+    tables = sum(
+        tensor.size * (PART if name.endswith(".codes") else 1)
+        for name, tensor in tensors.items()
+        if name.startswith("embeddings.") and tensor.ndim == 2
+    )
     other = sum(t.size for name, t in tensors.items() if t.dtype == np.float32 and not name.endswith(".scale"))
     dense = 4 * (weights + tables + other)
     return {

@@ -41,7 +41,8 @@ def _publish(run: Prepared, threads: int | None) -> None:
     draft, final = run.folder / "artifact.draft", run.folder / "artifact"
     for left_by_a_kill in run.folder.glob(".artifact*"):
         remove(left_by_a_kill)
-    export_model(model, tokenizer_json, task, outputs, Origin(recipe.name), draft)
+    embeddings = recipe.quantize.embeddings
+    export_model(model, tokenizer_json, task, outputs, Origin(recipe.name), draft, embeddings=embeddings)
     predict = engine_predictor(engine.load(draft, threads=threads))
     judged = judge(run, predict, "artifact")
     append_metrics(run.folder, {"stage": "artifact", "full": judged})
@@ -56,7 +57,7 @@ def _publish(run: Prepared, threads: int | None) -> None:
         provenance=_provenance(run) | {"verified": verified.as_dict()},
         golden=answer_golden(predict, encoder, recipe.golden),
     )
-    export_model(model, tokenizer_json, task, outputs, origin, final)
+    export_model(model, tokenizer_json, task, outputs, origin, final, embeddings=embeddings)
     draw_run(run.folder, prune.sparsity(encoder_matrices(model)))
     remove(draft)
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from compression.attention import use_integer_attention
 from compression.checkpoint import embedding_tables, encoder_matrices
+from compression.product import product_decode, product_quantize
 
 # Weights stay in [-64, 64] so that two u8 x s8 products never saturate int16 on AVX2 (255 * 64 * 2 < 32 768).
 WEIGHT_LEVELS = 64
@@ -82,15 +83,22 @@ class QuantizedEmbedding(nn.Embedding):
         return fake_quantize_rows(super().forward(input), EMBEDDING_LEVELS)
 
 
-def quantize_model(model: PreTrainedModel, *, attention: str = "int8") -> None:
+def quantize_model(model: PreTrainedModel, *, attention: str = "int8", embeddings: str = "int8") -> None:
     """Switch encoder matrices, embeddings and attention ("int8", or "float32" to leave it) to the engine's, in place.
 
-    Only classes and the attention function change: parameters, their names and the state dict stay those of the
+    embeddings: "int8", or "product": then the rows of words become what product quantization leaves of them, once, and
+    must not be trained on; see `compression.product`.
+
+    Else only classes and the attention function change: parameters, their names and the state dict stay those of the
     transformers model, so an optimizer made before, `save_pretrained` and `from_pretrained` keep working.
     """
     for matrix in encoder_matrices(model).values():
         matrix.__class__ = QuantizedLinear
-    for table in embedding_tables(model).values():
-        table.__class__ = QuantizedEmbedding
+    for name, table in embedding_tables(model).items():
+        if (name, embeddings) == ("embeddings.word", "product"):
+            quantized = product_quantize(table.weight.detach().to("cpu", torch.float32).numpy())
+            table.weight.data.copy_(torch.from_numpy(product_decode(**quantized)))
+        else:
+            table.__class__ = QuantizedEmbedding
     if attention == "int8":
         use_integer_attention(model)

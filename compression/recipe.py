@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass, field
 
 LANGUAGE_TASK = "masked-language-modelling"
+# How the embeddings of words are stored, in the order of engine.artifact.EMBEDDINGS.
+STORED = ("int8", "product")
 
 
 class RecipeError(ValueError):
@@ -207,11 +209,15 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Quantization-aware training with the pattern locked; each rewind trains on with the learning rate restarted."""
+    """Quantization-aware training with the pattern locked; each rewind trains on with the learning rate restarted.
+
+    embeddings: how words are stored, "int8" or "product" (compression/product.py); "product" needs frozen embeddings.
+    """
 
     training: Training
     distillation: Distillation = field(default_factory=Distillation)
     rewinds: tuple[Training, ...] = ()
+    embeddings: str = "int8"
 
 
 @dataclass(frozen=True)

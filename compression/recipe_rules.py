@@ -7,6 +7,7 @@ import math
 
 from compression.recipe import (
     LANGUAGE_TASK,
+    STORED,
     Data,
     Distillation,
     Fisher,
@@ -90,6 +91,12 @@ def _check_task_recipe(recipe: Recipe) -> None:
             _check_distillation(key, distillation)
             _require(distillation.hidden == 0, f"{key}.hidden", distillation.hidden, f"0: {_LANGUAGE_ONLY}")
             _require(not distillation.masked_only, f"{key}.masked_only", True, f"false: {_LANGUAGE_ONLY}")
+    quantize = recipe.quantize
+    _check_choice("quantize.embeddings", quantize.embeddings, STORED)
+    for training in (quantize.training, *quantize.rewinds):
+        frozen = training.freeze_embeddings or quantize.embeddings == "int8"
+        limit = "'int8', or freeze_embeddings = true in quantize.training and each rewind"
+        _require(frozen, "quantize.embeddings", quantize.embeddings, limit)
     for number, golden in enumerate(recipe.golden):
         keys = {key for key, value in dataclasses.asdict(golden).items() if value}
         wanted = {"question", "context"} if recipe.task.name == "question-answering" else {"text"}

@@ -212,7 +212,7 @@ def fit_quantized(run: Prepared, teacher: Path, pruned: Path) -> Path:
     for number, (name, training) in enumerate(zip(names, rounds, strict=True)):
         if not (run.folder / name).is_dir():
             model = load_model(str(source), run.recipe.task, dropout=training.dropout)
-            quantize_model(model)
+            quantize_model(model, embeddings=run.recipe.quantize.embeddings)
             _train_stage(
                 run,
                 model,
@@ -326,7 +326,7 @@ def full_quality(run: Prepared, checkpoint: Path, *, quantized: bool = False) ->
     model = load_model(str(checkpoint), run.recipe.task)
     model.to(processes.device())  # type: ignore[arg-type]
     if quantized:
-        quantize_model(model)
+        quantize_model(model, embeddings=run.recipe.quantize.embeddings)
     scores = judge(run, torch_predictor(model), checkpoint.name)
     append_metrics(run.folder, {"stage": checkpoint.name, "full": scores})
     return scores

@@ -16,6 +16,8 @@ from compression.encode import Window
 from compression.evaluate import Predict, torch_predictor
 from compression.export import engine_predictor
 from compression.quantize import quantize_model
+from compression.recipe import STORED
+from engine.artifact import EMBEDDINGS
 
 # Engine and torch in the same int8 arithmetic differ where a float sum's last bit moves a value over a rounding edge:
 # one step of 1/255 here and there, in attention too. MiniLM with an untrained head shows 0.05. An error in a weight, a
@@ -84,7 +86,8 @@ def verify(
     """
     loaded = engine.load(artifact, threads=threads)
     exact = predict_all(torch_predictor(model), windows)
-    quantize_model(model, attention=loaded.manifest.raw["quantization"].get("attention", "float32"))
+    embeddings = STORED[EMBEDDINGS.index(loaded.manifest.embeddings)]
+    quantize_model(model, attention=loaded.manifest.attention, embeddings=embeddings)
     rounded = predict_all(torch_predictor(model), windows)
     found = predict_all(engine_predictor(loaded), windows)
     # A decision is over tokens, over classes, or about each label by itself.

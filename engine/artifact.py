@@ -41,9 +41,11 @@ TASKS = ("question-answering", "text-classification", "token-classification")
 QUANTIZATION = {
     "weights": "int8-symmetric-per-row-64",
     "activations": "uint8-asymmetric-per-token-dynamic",
-    "embeddings": "int8-symmetric-per-row-127",
     "positions": "rice",
 }
+EMBEDDINGS = ("int8-symmetric-per-row-127", "product-4x256")  # of words; positions and types are always the first
+# Columns of a part of a product-quantized table, and code words of each part.
+PART, CODE_WORDS = 4, 256
 ATTENTION = ("float32", "int8")  # arithmetic of its products; an artifact that does not say means the first
 MATRICES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 CHECKED_FILES = ("model.safetensors", "tokenizer.json", "README.md")
@@ -185,6 +187,7 @@ class Manifest:
     name: str
     architecture: Architecture
     attention: str
+    embeddings: str
     task: Task
     matrices: Mapping[str, MatrixInfo]
     sparsity: Mapping[str, Any]
@@ -295,6 +298,9 @@ def parse_manifest(document: object) -> Manifest:
     quantization = top.fields("quantization")
     for name, scheme in QUANTIZATION.items():
         quantization.choice(name, (scheme,))
+    embeddings = quantization.choice("embeddings", EMBEDDINGS)
+    if embeddings == EMBEDDINGS[1] and architecture.hidden % PART:
+        raise quantization.wrong("embeddings", f"{EMBEDDINGS[0]} where hidden is no multiple of {PART}")
     attention = quantization.choice("attention", ATTENTION) if "attention" in quantization.value else ATTENTION[0]
     sparsity = top.fields("sparsity")
     sparsity.number("overall", 0.0, 1.0)
@@ -307,6 +313,7 @@ def parse_manifest(document: object) -> Manifest:
         name=top.text("name", r"[a-z0-9][a-z0-9._-]{0,63}"),
         architecture=architecture,
         attention=attention,
+        embeddings=embeddings,
         task=_task(top.fields("task"), architecture),
         matrices=_matrices(top.fields("matrices"), architecture),
         sparsity=sparsity.value,
@@ -438,6 +445,12 @@ def tensor_layout(manifest: Manifest) -> Layout:
     for name, rows in tables.items():
         layout[f"embeddings.{name}"] = "I8", (rows, a.hidden)
         layout[f"embeddings.{name}.scale"] = "F32", (rows,)
+    if manifest.embeddings == EMBEDDINGS[1]:
+        parts = a.hidden // PART
+        del layout["embeddings.word"]
+        layout["embeddings.word.codes"] = "U8", (a.vocabulary, parts)
+        layout["embeddings.word.codebooks"] = "I8", (parts, CODE_WORDS, PART)
+        layout["embeddings.word.scale"] = "F32", (parts,)
     norms = ["embeddings.norm"]
     for layer in range(a.layers):
         norms += [f"encoder.{layer}.attention_norm", f"encoder.{layer}.output_norm"]

@@ -151,8 +151,8 @@ def _run(app: FastAPI, listener: socket.socket, probes: Probes, settings: Settin
     lifecycle = app.state.lifecycle
     server = Server(config, lifecycle, app.state.reloader, probes, settings.notice_seconds, greeting)
     sys.setswitchinterval(SWITCH_SECONDS)
-    # What is there after the start stays: searching it for garbage a few times a second, as Python does under load, takes
-    # longer than an answer each time.
+    # What is there after the start stays. Python would search it for garbage a few times a second under load, and that
+    # takes longer than an answer each time.
     gc.collect()
     gc.freeze()
     server.run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))])

@@ -82,6 +82,7 @@ def write_random_artifact(
     stride: int = 8,
     activation: str = "gelu",
     attention: str = "int8",
+    embeddings: str = engine.artifact.EMBEDDINGS[0],
     golden: Sequence[dict[str, Any]] = (),
 ) -> engine.Manifest:
     """Write an artifact to `folder`; vocabulary None is the tokenizer's, else at least that large.
@@ -108,7 +109,7 @@ def write_random_artifact(
             "stride": stride,
             "max_answer_tokens": min(30, window or positions) if task == "question-answering" else None,
         },
-        "quantization": {**engine.artifact.QUANTIZATION, "attention": attention},
+        "quantization": {**engine.artifact.QUANTIZATION, "attention": attention, "embeddings": embeddings},
         "quality": {
             **{"dataset": "none", "split": "none", "examples": 0, "metric": "none"},
             **{"dense": None, "sparse": None, "quantized": None},
@@ -120,6 +121,8 @@ def write_random_artifact(
         "golden": list(golden),
     }
     tensors = _embeddings(rng, {"word": vocabulary, "position": positions} | ({"type": types} if types else {}), hidden)
+    if embeddings == engine.artifact.EMBEDDINGS[1]:
+        tensors |= _product(rng, tensors.pop("embeddings.word"))
     matrices = {}
     for layer in range(layers):
         for matrix in engine.artifact.MATRICES:
@@ -155,6 +158,17 @@ def _embeddings(rng: np.random.Generator, tables: dict[str, int], hidden: int) -
         name = f"embeddings.{table}"
         tensors[name], tensors[f"{name}.scale"] = quantize_embedding(_normal(rng, rows, hidden))
     return tensors
+
+
+def _product(rng: np.random.Generator, like: np.ndarray) -> dict[str, np.ndarray]:
+    """Make random codes and code words of a word table as large as another."""
+    rows, parts = len(like), like.shape[1] // engine.artifact.PART
+    words = (parts, engine.artifact.CODE_WORDS, engine.artifact.PART)
+    return {
+        "embeddings.word.codes": rng.integers(0, engine.artifact.CODE_WORDS, (rows, parts), dtype=np.uint8),
+        "embeddings.word.codebooks": rng.integers(-127, 128, words, dtype=np.int8),
+        "embeddings.word.scale": rng.uniform(1e-4, 1e-3, parts).astype(np.float32),
+    }
 
 
 def _sparse(rng: np.random.Generator, rows: int, columns: int, sparsity: float, block: tuple[int, int]) -> np.ndarray:

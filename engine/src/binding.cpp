@@ -45,6 +45,17 @@ Table table(const nb::dict& tensors, const std::string& name, int rows, int hidd
     return {{array.data(), array.data() + array.size()}, floats(tensors, name + ".scale", size(rows))};
 }
 
+ProductTable product_table(const nb::dict& tensors, const std::string& name, int rows, int hidden) {
+    const int parts = hidden / ProductTable::kPart;
+    const auto codes = tensor<std::uint8_t, 2>(tensors, name + ".codes");
+    const auto words = tensor<std::int8_t, 3>(tensors, name + ".codebooks");
+    check_size(name + ".codes", codes.size(), size(rows) * size(parts));
+    check_size(name + ".codebooks", words.size(), size(parts) * ProductTable::kCodeWords * ProductTable::kPart);
+    return {{codes.data(), codes.data() + codes.size()},
+            {words.data(), words.data() + words.size()},
+            floats(tensors, name + ".scale", size(parts))};
+}
+
 Norm norm(const nb::dict& tensors, const std::string& name, int hidden) {
     return {floats(tensors, name + ".weight", size(hidden)), floats(tensors, name + ".bias", size(hidden))};
 }
@@ -82,7 +93,10 @@ Architecture architecture(const nb::dict& sizes, const std::string& activation, 
 
 void load_embeddings(Model& model, const nb::dict& tensors) {
     const Architecture& a = model.architecture;
-    model.word = table(tensors, "word", a.vocabulary, a.hidden);
+    if (tensors.contains("word.codes"))
+        model.product_word = product_table(tensors, "word", a.vocabulary, a.hidden);
+    else
+        model.word = table(tensors, "word", a.vocabulary, a.hidden);
     model.position = table(tensors, "position", a.positions, a.hidden);
     if (a.types > 0) model.type = table(tensors, "type", a.types, a.hidden);
     model.embedding_norm = norm(tensors, "norm", a.hidden);

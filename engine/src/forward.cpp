@@ -288,11 +288,23 @@ private:
         };
         const int word = batch_.tokens[size(token)];
         const int type = batch_.types.empty() ? 0 : batch_.types[size(token)];
-        for (int f = 0; f < a_.hidden; ++f) {
-            float sum = value(model_.word, word, f);
+        const auto add = [&](int f, float sum) {
             if (a_.types > 0) sum += value(model_.type, type, f);
             x[f * kLanes] = sum + value(model_.position, position, f);
-        }
+        };
+        if (model_.product_word.codes.empty())
+            for (int f = 0; f < a_.hidden; ++f) add(f, value(model_.word, word, f));
+        else
+            for (int f = 0; f < a_.hidden; ++f) add(f, product_value(word, f));
+    }
+
+    float product_value(int row, int f) const {
+        constexpr std::size_t kPart = ProductTable::kPart;
+        const ProductTable& table = model_.product_word;
+        const std::size_t part = size(f) / kPart;
+        const std::size_t code = table.codes[size(row) * (size(a_.hidden) / kPart) + part];
+        const std::size_t at = (part * ProductTable::kCodeWords + code) * kPart + size(f) % kPart;
+        return table.scales[part] * static_cast<float>(table.code_words[at]);
     }
 
     void attend_head(const Sequence& s, int query, int groups, std::size_t head, float* scratch) const {

@@ -32,6 +32,14 @@ struct Table {
     std::vector<float> scales;
 };
 
+// A table in parts of four columns: each part of a row is one of 256 code words; a scale per part.
+struct ProductTable {
+    static constexpr int kPart = 4, kCodeWords = 256;
+    std::vector<std::uint8_t> codes;      // [rows][parts]
+    std::vector<std::int8_t> code_words;  // [parts][kCodeWords][kPart]
+    std::vector<float> scales;            // [parts]
+};
+
 struct Norm {
     std::vector<float> weight, bias;
 };
@@ -86,6 +94,7 @@ struct Model {
     const Kernels& kernels;
     std::shared_ptr<Pool> pool;
     Table word, position, type;
+    ProductTable product_word;  // instead of `word` where the artifact has it so
     Norm embedding_norm;
     std::vector<Layer> layers;
     Dense head_dense, head_output;

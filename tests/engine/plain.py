@@ -96,10 +96,19 @@ class Plain:
             name = f"embeddings.{table}"
             return self.tensors[name][index] * self.tensors[f"{name}.scale"][index][:, None]
 
-        total = rows("word", ids)
+        total = self.product_rows(ids) if "embeddings.word.codes" in self.tensors else rows("word", ids)
         if self.manifest.architecture.types:
             total = total + rows("type", types)
         return self.norm(total + rows("position", np.arange(len(ids))), "embeddings.norm")
+
+    def product_rows(self, ids: np.ndarray) -> np.ndarray:
+        """Look every part of four columns up by itself."""
+        codes, words, scale = (self.tensors[f"embeddings.word.{name}"] for name in ("codes", "codebooks", "scale"))
+        found = np.zeros((len(ids), 4 * len(scale)), np.float32)
+        for token, row in enumerate(ids):
+            for part, code in enumerate(codes[row]):
+                found[token, 4 * part : 4 * part + 4] = words[part, code] * scale[part]
+        return found
 
     def attend(self, query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
         """Attention of [heads, tokens, features], in the arithmetic that the manifest names."""

@@ -41,6 +41,11 @@ CASES = {
         "ffn": 128,
     },
     "bert-qa-blocks-1x4": {"family": "bert", "task": "question-answering", "block": (1, 4)},
+    "distilbert-qa-product-words": {
+        "family": "distilbert",
+        "task": "question-answering",
+        "embeddings": "product-4x256",
+    },
     "bert-qa-blocks-4x1": {"family": "bert", "task": "question-answering", "block": (4, 1)},
 }
 FORMATS = {"bert-ner-dense": "dense", "bert-qa-blocks-1x4": "blocks_1x4", "bert-qa-blocks-4x1": "blocks_4x1"}
