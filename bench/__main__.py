@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 import engine
-from bench import footprint, http_level, kernel_level, model_level, soak
+from bench import capacity_level, footprint, http_level, kernel_level, model_level, soak
+from bench.capacity_report import write_capacity_report
 from bench.ceilings import NoCeilingsError, measure_ceilings
 from bench.conversions import ConversionError, Conversions
 from bench.crew import WorkerError, WorkerProcess, start
@@ -44,14 +45,18 @@ def main(arguments: list[str] | None = None) -> None:
         for level in ("kernel", "model", "http") if options.level == "all" else (options.level,):
             _note(f"== {level}")
             try:
-                {"kernel": run_kernels, "model": run_models, "http": run_http, "soak": run_soak}[level](
-                    options, folder, conversions, missing
-                )
+                {
+                    "kernel": run_kernels,
+                    "model": run_models,
+                    "http": run_http,
+                    "soak": run_soak,
+                    "capacity": run_capacity,
+                }[level](options, folder, conversions, missing)
             except (NoKernelsError, RuntimeError) as error:
                 _note(f"warning: no {level} level: {error}")
     command = f"python -m bench {' '.join(sys.argv[1:] if arguments is None else arguments)}"
     (folder / "machine.txt").write_text(machine_text(command, found, load_before), encoding="utf-8")
-    write_report(folder)
+    (write_capacity_report if options.level == "capacity" else write_report)(folder)
     _note(f"record: {os.path.relpath(folder)}/README.md")
 
 
@@ -65,10 +70,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "level",
-        choices=("kernel", "model", "http", "soak", "all"),
+        choices=("kernel", "model", "http", "soak", "capacity", "all"),
         help="kernel: our products alone, beside the machine's measured limits. model: whole encoders beside the "
         "peers, load time, memory. http: the running service under open-loop load. "
-        "soak: the same for long, is its memory flat? all: kernel, model and http, one after another.",
+        "soak: the same for long, is its memory flat? capacity: is `sparselane plan` right? "
+        "all: kernel, model and http, one after another.",
     )
     size = made.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few minutes, small models: does everything run?")
@@ -177,6 +183,13 @@ def run_soak(options: argparse.Namespace, folder: Path, _conversions: Conversion
     memory, load = soak.measure(options.threads, 0.25 if options.quick else options.minutes, _note)
     write_rows(folder / "soak_memory.csv", memory)
     write_rows(folder / "soak_load.csv", load)
+
+
+def run_capacity(options: argparse.Namespace, folder: Path, _conversions: Conversions, _missing: object) -> None:
+    """Write the CSV files of a capacity record."""
+    size = capacity_level.QUICK if options.quick else capacity_level.FULL
+    for name, rows in capacity_level.measure(size, _note):
+        write_rows(folder / f"{name}.csv", rows)
 
 
 def _note(text: str) -> None:

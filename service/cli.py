@@ -1,4 +1,4 @@
-"""The `sparselane` command: serve, predict, inspect."""
+"""The `sparselane` command: serve, predict, inspect, plan, key."""
 
 import json
 import os
@@ -190,6 +190,52 @@ def inspect(
         typer.echo(json.dumps(inspection.as_json(found), ensure_ascii=False, indent=2))
     else:
         Console().print(inspection.as_tables(found))
+
+
+@app.command()
+def plan(
+    qps: Annotated[float, typer.Option(help="Requests a second, at the busiest time.")],
+    tokens: Annotated[float, typer.Option(help="Tokens of a request, on average (`usage` in answers).")],
+    p99_ms: Annotated[float, typer.Option(help="Milliseconds within which 99 % of answers shall come.")],
+    cores: Annotated[int, typer.Option(help="CPUs of a pod.")],
+    tokens_p99: Annotated[float | None, typer.Option(help="Tokens that 1 % exceed; default: all are alike.")] = None,
+    spare: Annotated[int, typer.Option(help="Pods that may be lost without a late answer.")] = 1,
+    model: Annotated[str, typer.Option(help="Name of a model in the models folder, or path of an artifact.")] = "qa",
+    curve: Annotated[
+        Path | None, typer.Option(help="What requests cost: output of --json elsewhere; default: measure here.")
+    ] = None,
+    core_hour_price: Annotated[float | None, typer.Option(help="Price of a CPU for an hour; default: none.")] = None,
+    gb_hour_price: Annotated[float | None, typer.Option(help="Price of 1 GB for an hour; default: none.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    models_dir: ModelsDir = None,
+) -> None:
+    """Say how many pods a load needs, what they cost and what bounds them; docs/capacity.md has the model."""
+    import engine
+    from service import capacity
+    from service.capacity_table import as_table
+    from service.curve import read_curve
+    from service.loading import GoldenError
+    from service.measuring import measure_curve, most_threads
+
+    prepare("warning")
+    asked = {"qps": qps, "tokens": tokens, "p99_ms": p99_ms, "cores": cores, "tokens_p99": tokens_p99, "spare": spare}
+    try:
+        demand = capacity.checked_demand(**asked, core_hour_price=core_hour_price, gb_hour_price=gb_hour_price)
+        if curve is not None:
+            costs = read_curve(curve)
+        else:
+            settings = load_settings(models_dir=models_dir)
+            path, note = _artifact(model, settings.models_dir), Console(stderr=True).print
+            costs = measure_curve(
+                path, settings.max_batch_tokens, most_threads(cores), lambda what: note(f"measuring {what}")
+            )
+        found = capacity.plan(demand, costs)
+    except (StartupError, GoldenError, engine.ArtifactError, ValueError, OSError) as error:
+        _fail(str(error))
+    if as_json:
+        typer.echo(json.dumps(capacity.as_json(found), indent=2))
+    else:
+        Console().print(as_table(found))
 
 
 def _artifact(name: str, models_dir: Path) -> Path:
