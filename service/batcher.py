@@ -24,6 +24,8 @@ log = logging.getLogger("sparselane")
 # Characters for which one token is expected at least, before a text is read. English has 4 to 5; a guess that is too
 # low refuses nothing that would have been in time.
 CHARACTERS_PER_TOKEN: Final = 6
+# One call takes a second on the slowest CPU that makes sense; a server that stops does not wait longer for it.
+LAST_CALL_SECONDS: Final = 5.0
 # What the gauge of the wait is worth while nobody waits.
 NO_CALL: Final = Call()
 
@@ -69,19 +71,25 @@ class Batcher:
         self._loop: asyncio.Task[None] | None = None
         # When the call of the engine began that has not returned, `perf_counter` seconds; read by other threads.
         self.engine_since: float | None = None
+        # Whether `close` gave up on one.
+        self.stuck = False
 
     def start(self) -> None:
         """Begin to serve the queue; needs a running event loop."""
         self._loop = asyncio.create_task(self._run(), name="batcher")
 
     async def close(self) -> None:
-        """Answer everything that was admitted, then stop."""
+        """Answer everything that was admitted, then stop; give up on a call of the engine that does not return."""
         while len(self._schedule) or self._tokens:
+            if self.engine_since is not None and perf_counter() - self.engine_since > LAST_CALL_SECONDS:
+                log.error("stopping: a call of the engine has not returned for %g s", LAST_CALL_SECONDS)
+                self.stuck = True
+                break
             await asyncio.sleep(0.01)
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
-        self._engine.shutdown()
+        self._engine.shutdown(wait=not self.stuck)
 
     @property
     def waiting_tokens(self) -> int:

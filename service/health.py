@@ -53,6 +53,11 @@ class Health:
         self._metrics.ready.set(0 if self._reasons() else 1)
         return self._metrics.page()
 
+    @property
+    def engine_stuck(self) -> bool:
+        """Whether a stop had to give up on a call of the engine: its thread is still there."""
+        return self._pipeline.engine_stuck
+
     def _reasons(self) -> list[str]:
         failed = [f"{name}: {why}" for name, why in sorted(self._models.failures.items())]
         stopping = ["the server is stopping"] if self._lifecycle.stopping else []

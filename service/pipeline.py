@@ -75,6 +75,11 @@ class Pipeline:
         return self._batcher.engine_since
 
     @property
+    def engine_stuck(self) -> bool:
+        """Whether `close` gave up on a call of the engine."""
+        return self._batcher.stuck
+
+    @property
     def runs(self) -> bool:
         """Whether what is admitted gets served."""
         return self._batcher.runs

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -159,6 +160,10 @@ def _run(app: FastAPI, listener: socket.socket, probes: Probes, settings: Settin
     gc.unfreeze()
     if not server.started:
         raise StartupError("the server could not start; the log above says why")
+    if app.state.health.engine_stuck:
+        # Python would join the engine's thread, for ever.
+        logging.shutdown()
+        os._exit(CUT_OFF)
     if lifecycle.cut_off:
         log.error("stopped; the drain of %d s cut off %d requests", settings.drain_seconds, lifecycle.cut_off)
         return CUT_OFF

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,8 +45,8 @@ def parsed(answer: tuple[int, str]) -> tuple[int, Any]:
 class Process:
     """A server in a process of its own, on a free port."""
 
-    def __init__(self, folder: Path, **variables: str) -> None:
-        command = [*COMMAND, "--port", "0", "--probe-port", "0", "--models-dir", str(folder)]
+    def __init__(self, folder: Path, *, program: Sequence[str] = COMMAND, **variables: str) -> None:
+        command = [*program, "--port", "0", "--probe-port", "0", "--models-dir", str(folder)]
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(**variables)
         )
@@ -97,8 +97,8 @@ class Process:
 
 
 @contextmanager
-def running(folder: Path, **variables: str) -> Iterator[Process]:
-    server = Process(folder, **variables)
+def running(folder: Path, *, program: Sequence[str] = COMMAND, **variables: str) -> Iterator[Process]:
+    server = Process(folder, program=program, **variables)
     try:
         yield server
     finally:
@@ -272,3 +272,33 @@ def test_the_service_never_imports_torch_or_transformers(folder: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
     )
     assert done.stdout == "[]\n"
+
+
+# The server with an engine that never comes back, and does not wait long for it; reads the environment alone.
+STUCK = """
+import time
+from service import batcher
+batcher.timed_forward = lambda *_: time.sleep(1000)
+batcher.LAST_CALL_SECONDS = 0.5
+from service.server import main
+main()
+"""
+
+
+def test_an_engine_that_does_not_return_cannot_hold_up_a_stop(folder: Path) -> None:
+    variables = {
+        "SPARSELANE_HOST": "127.0.0.1",
+        "SPARSELANE_PORT": "0",
+        "SPARSELANE_PROBE_PORT": "0",
+        "SPARSELANE_MODELS_DIR": str(folder),
+        "SPARSELANE_DRAIN_SECONDS": "1",
+        "SPARSELANE_NOTICE_SECONDS": "0",
+    }
+    with running(folder, program=[sys.executable, "-c", STUCK], **variables) as process:
+        asking = threading.Thread(target=lambda: process.ask("POST", f"/v1/{CLS}", {"inputs": "a"}, **PATIENT))
+        asking.start()
+        while not process.metric("sparselane_inflight_requests"):
+            sleep(0.01)
+        assert process.stop() == CUT_OFF
+        asking.join()
+    assert [line for line in process.lines if "a call of the engine has not returned" in line]
