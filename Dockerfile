@@ -1,28 +1,44 @@
 # syntax=docker/dockerfile:1
-# The service and its embedded models: docker build -t sparselane . && docker run --rm -p 8000:8000 --read-only sparselane
-# Both stages start from the same image: the environment is copied, so interpreter path and C library must agree.
-ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+# The service and its embedded models: docker build -t sparselane . && docker run --rm -p 8000:8000 sparselane
+# Where no container engine runs: image/build.sh. What it weighs and how fast it starts: bench/record/2026-11-21_image.
+# Debian 12 or newer, amd64 or arm64; the image gets Debian's Python.
+ARG DEBIAN_IMAGE=debian:trixie-slim
 
-FROM ${PYTHON_IMAGE} AS builder
+FROM ${DEBIAN_IMAGE} AS builder
 ENV PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# Debian's release fixes the versions, and its security updates shall come with every build.
+# hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends g++ \
+    && apt-get install --yes --no-install-recommends g++ python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 
-# Dependencies first: this layer is built again only when a version changes, not with every line of code.
-COPY pyproject.toml constraints.txt ./
-RUN pip install --constraint constraints.txt scikit-build-core nanobind cmake ninja \
-    && python -m venv --without-pip /opt/sparselane \
-    && python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > requirements.txt \
-    && pip --python /opt/sparselane/bin/python install --constraint constraints.txt --requirement requirements.txt
+# Dependencies first: this layer is built again only when a version changes, not with every line of code. Then out with
+# their tests, and with the symbols that two of them bring for a debugger: 30 MB.
+COPY image/build.lock image/requirements.lock image/
+RUN python3 -m venv /opt/build \
+    && /opt/build/bin/pip install --no-deps --only-binary :all: --require-hashes --requirement image/build.lock \
+    && "$(readlink -f /usr/bin/python3)" -m venv --without-pip /opt/sparselane \
+    && /opt/build/bin/pip --python /opt/sparselane/bin/python install \
+        --no-deps --only-binary :all: --require-hashes --requirement image/requirements.lock \
+    && find /opt/sparselane/lib -type d -name tests -prune -exec rm -r {} + \
+    && find /opt/sparselane/lib -path '*/uvloop/*.so' -exec strip --strip-debug {} + \
+    && find /opt/sparselane/lib -path '*/httptools/*.so' -exec strip --strip-debug {} +
 
-COPY . .
-RUN pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
-    && pip --python /opt/sparselane/bin/python install --no-deps --no-index dist/*.whl \
+# The trainer is left out, here and in .dockerignore: nothing that it imports is there.
+COPY CMakeLists.txt LICENSE README.md pyproject.toml ./
+COPY engine engine
+COPY service service
+RUN PATH=/opt/build/bin:$PATH pip wheel --no-deps --no-build-isolation \
+        --config-settings 'wheel.packages=engine;service' --wheel-dir dist . \
+    && /opt/build/bin/pip --python /opt/sparselane/bin/python install --no-deps --no-index dist/*.whl \
+    && find /opt/sparselane/bin -type f ! -name sparselane -delete \
     && /opt/sparselane/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/sparselane/lib
 
-FROM ${PYTHON_IMAGE} AS runtime
+COPY image/root.sh image/
+RUN apt-get update && image/root.sh /rootfs /opt/sparselane && rm -rf /var/lib/apt/lists/*
+
+FROM scratch AS runtime
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="sparselane" \
@@ -30,22 +46,21 @@ LABEL org.opencontainers.image.title="sparselane" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# A number and not a name, so that Kubernetes can check runAsNonRoot without reading the image's user table.
-RUN groupadd --gid 10001 sparselane \
-    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin sparselane
+COPY --from=builder /rootfs /
 COPY --from=builder /opt/sparselane /opt/sparselane
 # Nothing is written at run time: byte code was compiled above, and the root file system may be read-only.
-ENV PATH=/opt/sparselane/bin:$PATH \
+ENV PATH=/opt/sparselane/bin:/usr/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     SPARSELANE_HOST=0.0.0.0 \
     SPARSELANE_PORT=8000 \
     SPARSELANE_PROBE_PORT=9090
 WORKDIR /
+# A number and not a name, so that Kubernetes can check runAsNonRoot without reading the image's user table.
 USER 10001:10001
 EXPOSE 8000 9090
 STOPSIGNAL SIGTERM
-# The slim image has no curl. Liveness only, as in k8s/: a server that drains must not be called unhealthy.
+# There is no shell and no curl. Liveness only, as in k8s/: a server that drains must not be called unhealthy.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f\"http://127.0.0.1:{os.environ['SPARSELANE_PROBE_PORT']}/healthz\", timeout=2)"]
 ENTRYPOINT ["sparselane"]

@@ -42,15 +42,16 @@ bench: LEVEL ?= all
 bench: $(VENV)/.dev .venv-bench/.made ## Run the benchmarks (see bench/)
 	@$(BIN)/python -m bench $(LEVEL)
 
-lock: $(VENV)/.dev ## Write the environment's versions into constraints.txt
+lock: $(VENV)/.dev ## Write the environment's versions into constraints.txt, with hashes into image/*.lock
 	@grep '^#' constraints.txt > $(VENV)/constraints.new
 	@$(PIP) freeze --exclude sparselane | sed 's/+cpu$$//' >> $(VENV)/constraints.new
 	@mv $(VENV)/constraints.new constraints.txt
+	@$(BIN)/python -m image.lock
 	@touch $(VENV)/.tools $(VENV)/.service $(VENV)/.dev
 
 clean: ## Remove the environment, builds and caches
 	rm -rf $(VENV) .venv-bench build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find service engine compression tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find service engine compression tests bench image -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Made anew when the pins change. What cannot be installed is named, and its engines are absent from the record.
 .venv-bench/.made: bench/environments.py $(wildcard bench/pins/*.txt) | $(VENV)/.dev

@@ -9,7 +9,7 @@ It imports httpx (the extra `client`) and the schemas, nothing of the server.
 '1735'
 
 ClientError
-├── UnreachableError   there was no connection, or it broke
+├── UnreachableError   there was no connection, or it broke again and again
 ├── DeadlineError      there was no answer in time
 └── ProblemError       the server refused, and says why
     └── BusyError      429 or 503, and no time was left to try again
@@ -55,7 +55,11 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 # Clients that were refused together must not come back together: pauses grow by up to this part.
 JITTER: Final = 0.5
-RETRIED: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+BUSY: Final = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+# A request whose server died is sent again, since all calls only read; but not for ever: perhaps it kills servers.
+LOST_RETRIES: Final = 2
+# The connection broke after it was made. A proxy says 502 (RFC 9110, 15.6.3) for that; our server never does.
+BROKEN: Final = (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError)
 READY: Final = "/v2/health/ready"
 
 _ANSWERS: Final = TypeAdapter(Response[Answer])
@@ -65,11 +69,18 @@ _ENTITIES: Final = TypeAdapter(Response[Entity])
 
 
 class ClientError(Exception):
-    """A request that got no answer."""
+    """A request that got no answer; `lost`: its server may have begun with it, and then went away."""
+
+    lost = False
 
 
 class UnreachableError(ClientError):
     """There was no connection to the server, or it broke."""
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        """Keep whether it broke."""
+        super().__init__(message)
+        self.lost = lost
 
 
 class DeadlineError(ClientError):
@@ -87,6 +98,7 @@ class ProblemError(ClientError):
         self.request_id = str(body.get("request_id", ""))
         self.errors = _fields(body.get("errors"))
         self.retry_after = retry_after
+        self.lost = status == HTTPStatus.BAD_GATEWAY
         request = f" (request {self.request_id})" if self.request_id else ""
         super().__init__(f"{status} {self.title}: {self.detail}{request}")
 
@@ -109,18 +121,23 @@ class Attempts:
     timeout: float
     began: float
     failed: int = 0
+    lost: int = 0
 
     def left(self, now: float) -> float:
         """Return the seconds that are left; never less than a millisecond, so that every attempt is a real one."""
         return max(self.began + self.timeout - now, 0.001)
 
     def pause(self, now: float, error: ClientError) -> float:
-        """Return how many seconds to wait before the next attempt; raise `error` where the time would be over."""
+        """Return how many seconds to wait before the next attempt; raise `error` where the time would be over.
+
+        So it does for a request that was lost more than LOST_RETRIES times.
+        """
+        self.lost += error.lost
         asked = error.retry_after if isinstance(error, ProblemError) else None
         base = asked if asked is not None else min(FIRST_PAUSE * 2**self.failed, LONGEST_PAUSE)
         self.failed += 1
         pause = base * (1 + JITTER * random.random())
-        if pause >= self.left(now):
+        if pause >= self.left(now) or self.lost > LOST_RETRIES:
             raise error
         return pause
 
@@ -154,9 +171,9 @@ def _settled(response: httpx.Response) -> bytes | ClientError:
     """Return the body of an answer, or the error to try again for. Raises ProblemError for any other status."""
     if response.status_code == HTTPStatus.OK:
         return response.content
-    busy = response.status_code in RETRIED
-    error = (BusyError if busy else ProblemError)(response.status_code, _problem(response), _retry_after(response))
-    if busy:
+    kind = BusyError if response.status_code in BUSY else ProblemError
+    error = kind(response.status_code, _problem(response), _retry_after(response))
+    if kind is BusyError or error.lost:
         return error
     raise error
 
@@ -181,11 +198,13 @@ def _retry_after(response: httpx.Response) -> float | None:
         return None
 
 
-def _unsent(error: httpx.HTTPError, url: str) -> ClientError:
-    """Return the error to try again for: nobody listened, so nothing was sent. Raises for anything else."""
-    told = f"{url}: {error or type(error).__name__}"
+def _unanswered(error: httpx.HTTPError, url: str) -> ClientError:
+    """Return the error to try again for: nobody listened, or the connection broke. Raises for anything else."""
+    told = f"{url}: {str(error) or type(error).__name__}"
     if isinstance(error, httpx.TimeoutException):
         raise DeadlineError(f"no answer in time from {told}") from error
+    if isinstance(error, BROKEN):
+        return UnreachableError(told, lost=True)
     unknown_host = any(isinstance(cause, socket.gaierror) for cause in _causes(error))
     if not isinstance(error, httpx.ConnectError) or unknown_host:
         raise UnreachableError(told) from error
@@ -209,7 +228,8 @@ class Client(_Face):
     """Asks a server; safe to share between threads.
 
     `timeout`, in seconds, is the whole time of a call with all its attempts; the server is told what is left of it.
-    A call is tried again only where nothing was done: 503, 429, and nobody listening. All calls raise ClientError.
+    A call is tried again after 503, 429, and where nobody listens; at most LOST_RETRIES times where its server went
+    away with it (a broken connection, or a proxy's 502). All calls raise ClientError.
     """
 
     def __init__(
@@ -282,7 +302,7 @@ class Client(_Face):
             try:
                 answer = _settled(self._http.post(url, content=body, headers=self._timed(left), timeout=left))
             except httpx.HTTPError as error:
-                answer = _unsent(error, url)
+                answer = _unanswered(error, url)
             if isinstance(answer, bytes):
                 return answer
             time.sleep(attempts.pause(time.monotonic(), answer))
@@ -366,7 +386,7 @@ class AsyncClient(_Face):
             except TimeoutError as error:
                 raise DeadlineError(f"no answer in time from {url}") from error
             except httpx.HTTPError as error:
-                answer = _unsent(error, url)
+                answer = _unanswered(error, url)
             if isinstance(answer, bytes):
                 return answer
             await asyncio.sleep(attempts.pause(time.monotonic(), answer))

@@ -1,6 +1,8 @@
-"""`sparselane predict` and `inspect`, through the command line's own parser."""
+"""`sparselane predict` and `inspect`, through the command line's own parser; what `serve` loads."""
 
 import json
+import os
+import re
 import socket
 import struct
 import subprocess
@@ -14,6 +16,8 @@ from service.cli import app
 from service.keys import Keyring
 from tests.service import artifacts
 from tests.service.artifacts import CLS, NER, QA
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +168,13 @@ def test_help_names_the_commands() -> None:
     code, out, _ = run("--help")
     assert code == 0
     assert all(command in out for command in ("serve", "predict", "inspect"))
+
+
+@pytest.mark.parametrize("options", [[], ["--log-level", "info"]], ids=["alone", "with options"])
+def test_serve_alone_starts_without_the_libraries_of_command_lines(options: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "service", "serve", *options]
+    variables = {"SPARSELANE_MODELS_DIR": str(tmp_path), "SPARSELANE_PORT": "0", "SPARSELANE_PROBE_PORT": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | variables, timeout=60)
+    assert done.returncode == 2
+    assert f"sparselane: the models folder {tmp_path} has no subfolder" in done.stderr
+    assert bool(re.search(r"\| +typer$", done.stderr, re.MULTILINE)) is bool(options)

@@ -18,6 +18,7 @@ import pytest
 
 from service import client as module
 from service.client import (
+    LOST_RETRIES,
     AsyncClient,
     Attempts,
     BusyError,
@@ -240,7 +241,7 @@ def test_retry_after_may_be_a_date(ask: Ask) -> None:
     assert error.retry_after > 1e8
 
 
-@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 500, 502, 504])
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 500, 504])
 def test_nothing_else_is_asked_again(ask: Ask, status: int) -> None:
     with scripted(says(status, b"<html>no</html>", retry_after="1")) as server:
         error, pauses = ask(server.url)
@@ -248,10 +249,19 @@ def test_nothing_else_is_asked_again(ask: Ask, status: int) -> None:
     assert error.detail == "<html>no</html>"
 
 
-def test_a_broken_connection_is_not_asked_again(ask: Ask) -> None:
-    with scripted(breaks) as server:
+@pytest.mark.parametrize("lost", [breaks, says(502, b"<html>Bad Gateway</html>")], ids=["broken", "502"])
+def test_a_server_that_dies_with_a_request_is_replaced_by_another(ask: Ask, lost: Any) -> None:
+    with scripted(lost, lost, says(200, ANSWER)) as server:
+        answer, pauses = ask(server.url)
+    assert answer.results[0][0].label == "a"
+    assert (len(pauses), len(server.seen)) == (2, 3)
+
+
+@pytest.mark.parametrize(("lost", "kind"), [(breaks, UnreachableError), (says(502, b""), ProblemError)])
+def test_a_request_that_kills_servers_does_not_meet_them_all(ask: Ask, lost: Any, kind: type[ClientError]) -> None:
+    with scripted(*[lost] * 9) as server:
         error, pauses = ask(server.url)
-    assert (type(error), pauses, len(server.seen)) == (UnreachableError, [], 1)
+    assert (type(error), error.lost, len(server.seen), len(pauses)) == (kind, True, 1 + LOST_RETRIES, LOST_RETRIES)
 
 
 def test_a_server_that_hangs_is_left_in_time(ask: Ask) -> None:

@@ -43,10 +43,13 @@ def parsed(answer: tuple[int, str]) -> tuple[int, Any]:
 
 
 class Process:
-    """A server in a process of its own, on a free port."""
+    """A server in a process of its own, on free ports where it is given none."""
 
-    def __init__(self, folder: Path, *, program: Sequence[str] = COMMAND, **variables: str) -> None:
-        command = [*program, "--port", "0", "--probe-port", "0", "--models-dir", str(folder)]
+    def __init__(
+        self, folder: Path, ports: tuple[int, int] = (0, 0), *, program: Sequence[str] = COMMAND, **variables: str
+    ) -> None:
+        chosen = ["--port", str(ports[0]), "--probe-port", str(ports[1])]
+        command = [*program, *chosen, "--models-dir", str(folder)]
         self.process = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment(**variables)
         )
@@ -97,8 +100,10 @@ class Process:
 
 
 @contextmanager
-def running(folder: Path, *, program: Sequence[str] = COMMAND, **variables: str) -> Iterator[Process]:
-    server = Process(folder, program=program, **variables)
+def running(
+    folder: Path, ports: tuple[int, int] = (0, 0), *, program: Sequence[str] = COMMAND, **variables: str
+) -> Iterator[Process]:
+    server = Process(folder, ports, program=program, **variables)
     try:
         yield server
     finally:
