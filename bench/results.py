@@ -6,7 +6,8 @@ import engine
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- results: python -m bench.results -->", "<!-- end of results -->"
-_METRICS = {"f1": ("F1", 1), "accuracy": ("accuracy", 100), "entity_f1": ("entity F1", 100)}
+# A manifest's metric as people name it, and what makes it percent.
+METRICS = {"f1": ("F1", 1), "accuracy": ("accuracy", 100), "entity_f1": ("entity F1", 100)}
 
 
 def results_table(models: Path) -> str:
@@ -18,9 +19,12 @@ def results_table(models: Path) -> str:
     for folder in sorted(path.parent for path in models.glob("*/manifest.json")):
         manifest = engine.read_manifest(folder).raw
         quality, size = manifest["quality"], manifest["size"]
-        name, factor = _METRICS[quality["metric"]]
+        name, factor = METRICS[quality["metric"]]
         measured = [quality[key] for key in ("dense", "sparse", "quantized")]
         scores = " | ".join("not measured" if score is None else f"{factor * score:.1f}" for score in measured)
+        if "interval" in quality:
+            low, high = quality["interval"]
+            scores += f" ({factor * low:.1f} to {factor * high:.1f})"
         minutes = sum(manifest["provenance"]["minutes"].values())
         lines.append(
             f"| `{manifest['name']}` | {quality['dataset']} {quality['split']} ({quality['examples']:,}), {name} "

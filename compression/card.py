@@ -82,7 +82,9 @@ def _quality(quality: Mapping[str, Any]) -> list[str]:
     if quality["dataset"] is None:
         return ["Quality: not measured.", ""]
     # Artifacts from before `scores` have the headline alone.
-    scores = quality["scores"] or {key: {quality["metric"]: quality[key]} for key in ("dense", "sparse", "quantized")}
+    scores = quality.get("scores") or {
+        key: {quality["metric"]: quality[key]} for key in ("dense", "sparse", "quantized")
+    }
     names = list(scores["quantized"])
     titles = [_title(name) for name in names]
     rows = [
@@ -98,12 +100,35 @@ def _quality(quality: Mapping[str, Any]) -> list[str]:
         "| model | " + " | ".join(titles) + " |",
         "|---" * (1 + len(names)) + "|",
         *(
-            f"| {model} | " + " | ".join(f"{scores[key][name]:.4g}" for name in names) + " |"
+            f"| {model} | " + " | ".join(_cell(scores[key].get(name)) for name in names) + " |"
             for model, key in rows
             if quality[key] is not None
         ),
         "",
+        *_judged(quality),
     ]
+
+
+def _cell(score: float | None) -> str:
+    return "not measured" if score is None else f"{score:.4g}"
+
+
+def _judged(quality: Mapping[str, Any]) -> list[str]:
+    """What `python -m bench.models` measured besides, where it did."""
+    if "interval" not in quality:
+        return []
+    titles = f"| set | examples | {_title(quality['metric'])} | 95 % interval | calibration error |"
+    headline = {**quality, "set": f"{quality['dataset']} {quality['split']}"}
+    rows = [
+        f"| {one['set']}{_seen(one.get('seen'))} | {one['examples']} | {one['quantized']:.4g} "
+        f"| {one['interval'][0]:.4g} to {one['interval'][1]:.4g} | {one['calibration_error']:.4g} |"
+        for one in (headline, *quality["others"])
+    ]
+    return ["This model on other sets too:", "", titles, "|---|---|---|---|---|", *rows, ""]
+
+
+def _seen(share: float | None) -> str:
+    return " (most of it was in training: no test)" if share and share > 0.5 else ""
 
 
 def _title(score: str) -> str:

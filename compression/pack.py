@@ -120,6 +120,27 @@ def write_artifact(
     return checked
 
 
+def write_quality(folder: str | Path, quality: Mapping[str, Any], model_card: ModelCard) -> engine.Manifest:
+    """Write an artifact's `quality` and model card anew, all else as it is; return the manifest as the engine reads it.
+
+    The folder is replaced as a whole. Raises engine.ArtifactError for what is no artifact.
+    """
+    folder = Path(folder)
+    document = {**engine.read_manifest(folder).raw, "quality": dict(quality)}
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name in ("model.safetensors", "tokenizer.json"):
+            shutil.copyfile(folder / name, scratch / name)
+            (scratch / name).chmod(0o644)
+        _write_words(scratch, document, model_card)
+        checked = engine.load(scratch, threads=1).manifest
+        scratch.chmod(0o755)  # as in write_artifact
+        _put_in_place(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return checked
+
+
 def _pack_matrices(matrices: Mapping[str, Matrix]) -> tuple[dict[str, Array], dict[str, Any]]:
     """Give the tensors and the manifest's entries of all matrices."""
     tensors: dict[str, Array] = {}
@@ -185,8 +206,13 @@ def _write_files(
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     document["files"] = {name: _seal(folder / name) for name in ("model.safetensors", "tokenizer.json")}
     document["size"] = _sizes(document, tensors, sum(entry["bytes"] for entry in document["files"].values()))
+    _write_words(folder, document, card)
+
+
+def _write_words(folder: Path, document: dict[str, Any], card: ModelCard) -> None:
+    """Write the model card and the manifest, which seals it."""
     (folder / "README.md").write_text(card if isinstance(card, str) else card(document), encoding="utf-8")
-    document["files"]["README.md"] = _seal(folder / "README.md")
+    document["files"] = {**document["files"], "README.md": _seal(folder / "README.md")}
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (folder / "manifest.json").write_text(text, encoding="utf-8")
 

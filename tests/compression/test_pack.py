@@ -1,6 +1,7 @@
 """The writer: quantization by its definition, shortest Rice code, and folders that are whole or not there."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,24 @@ def test_a_matrix_that_does_not_fit(original: Path, tmp_path: Path) -> None:
 def test_the_writer_needs_no_torch() -> None:
     code = "import sys, compression.pack; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_new_words_on_quality_leave_the_numbers_as_they_are(original: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    shutil.copytree(original, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    was = engine.read_manifest(folder)
+    quality = {**was.quality, "quantized": 0.75}
+    found = pack.write_quality(folder, quality, lambda manifest: f"# judged {manifest['quality']['quantized']}\n")
+    assert (folder / "README.md").read_text() == "# judged 0.75\n"
+    assert engine.load(folder, threads=1).manifest.quality == quality == found.quality
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (folder / name).read_bytes() == before[name]
+    same = was.raw.keys() - {"quality", "files"}
+    assert {name: found.raw[name] for name in same} == {name: was.raw[name] for name in same}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact"], "nothing is left beside it"
+    (folder / "model.safetensors").write_bytes(before["model.safetensors"][:-1])
+    with pytest.raises(engine.ArtifactError):
+        pack.write_quality(folder, quality, "# card")
+    assert (folder / "README.md").read_text() == "# judged 0.75\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact"]
