@@ -1,4 +1,4 @@
-"""The command line `sparselane-compress`: check, run, export, evaluate."""
+"""The command line `sparselane-compress`: check, run, export, grow, evaluate."""
 
 import sys
 from pathlib import Path
@@ -230,6 +230,25 @@ def _show_conversion(checkpoint: str, result: "Conversion") -> None:
             f"{quality['metric']} on {quality['examples']:,} examples of {quality['dataset']}: "
             f"checkpoint {before}, artifact {quality['quantized']}"
         )
+
+
+@app.command()
+def grow(
+    checkpoint: Annotated[str, typer.Argument(help="Local folder, hub name or package:NAME/PATH of a BERT.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the large checkpoint to.")],
+    to: Annotated[str, typer.Option("--to", help="distilbert, bert-base or bert-large.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw who reads which copy.")] = 42,
+    threads: _Threads = 0,
+) -> None:
+    """Make a small BERT, fine-tuned or not, into a large one that answers the same, to train on from there."""
+    with _clear_errors():
+        from compression.grow_checkpoint import grow_checkpoint
+
+        _quiet(threads)
+        difference, reasons = grow_checkpoint(checkpoint, to, out, seed=seed)
+    typer.echo(f"{out}: outputs differ from {checkpoint}'s by {difference:.2g} of their size on random inputs")
+    for reason in reasons or ["that is float rounding: the two compute the same"]:
+        typer.echo(f"  {reason}")
 
 
 @app.command()
