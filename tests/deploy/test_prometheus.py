@@ -172,7 +172,9 @@ def test_every_panel_has_data(prometheus: Prometheus) -> None:
         labels["outcome"]: rate
         for labels, rate in prometheus.ask("sum by (outcome) (namespace_task_model_outcome:sparselane_requests:rate5m)")
     }
-    assert {outcome for outcome, rate in outcomes.items() if rate > 0} == {"ok", "invalid", "overloaded"}
+    seen = {outcome for outcome, rate in outcomes.items() if rate > 0}
+    # Where the machine gets slower within a moment, what was accepted may time out.
+    assert seen - {"timeout"} == {"ok", "invalid", "overloaded"}
     real, padded = (
         prometheus.ask(f'sum(rate(sparselane_batch_tokens_sum{{kind="{kind}"}}[10s]))')[0][1]
         for kind in ("real", "padded")
