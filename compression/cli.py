@@ -20,6 +20,10 @@ app = typer.Typer(
 _TRAINER = ("torch", "transformers", "accelerate", "sklearn", "seqeval", "matplotlib", "psutil", "tqdm")
 
 _Data = Annotated[Path, typer.Option("--data", help="Folder that the recipe's data files lie in.")]
+_Attention = Annotated[str, typer.Option("--attention", help="Its arithmetic: int8, or float32 (slower).")]
+_Embeddings = Annotated[
+    str, typer.Option("--embeddings", help="How words are stored: int8, or product (a quarter of it, a minute longer).")
+]
 _Threads = Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 = what the machine's quota allows.")]
 
 
@@ -153,11 +157,8 @@ def export(
     ] = "",
     window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 384,
     stride: Annotated[int, typer.Option("--stride", help="Tokens that neighbouring windows share.")] = 128,
-    attention: Annotated[str, typer.Option("--attention", help="Its arithmetic: int8, or float32 (slower).")] = "int8",
-    embeddings: Annotated[
-        str,
-        typer.Option("--embeddings", help="How words are stored: int8, or product (a quarter of it, a minute longer)."),
-    ] = "int8",
+    attention: _Attention = "int8",
+    embeddings: _Embeddings = "int8",
     data: Annotated[
         str, typer.Option("--data", help="Examples to judge both on, as `evaluate` takes them; default: none.")
     ] = "",

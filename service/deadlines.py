@@ -15,7 +15,6 @@ from service.metrics import Metrics
 # Where the contracts put their models; everything else (probes, documents, administration) has no deadline.
 ASKS_A_MODEL: Final = ("/v1/", "/models/", "/v2/models/", "/predict")
 
-
 # What the Door leaves in a scope's state: the Call, or why there is none.
 CALL: Final = "call"
 REFUSED: Final = "refused"
@@ -106,11 +105,13 @@ class Door:
             self._front.come(lambda: start(begun))
 
     def _refused(self, scope: Scope) -> bool:
-        """Whether it has no chance to be in time."""
+        """Whether it has no chance to be in time. Wrong headers are for the application, where the keys come first."""
         try:
             call = read_call(plain_headers(scope["headers"]), self._default_ms, perf_counter())
             self._check(call)
-        except (OverloadedError, InvalidRequestError) as error:
+        except InvalidRequestError:
+            return False
+        except OverloadedError as error:
             scope["state"][REFUSED] = error
             return True
         scope["state"][CALL] = call

@@ -169,3 +169,17 @@ def test_the_door_answers_as_the_application_would(served: tuple[Model, Formula]
     assert (given["x-request-id"], given["access-control-allow-origin"]) == ("seven", "https://a.example")
     assert json.loads(body["body"])["request_id"] == "seven"
     assert outcome(app.state.health.page().decode(), "overloaded", "none") == 1
+
+
+def test_a_wrong_header_is_looked_at_behind_the_door_where_the_keys_are(served: tuple[Model, Formula]) -> None:
+    app = create_app(fake.settings(), Models({served[0].name: served[0]}, {}))
+    asked: list[str] = []
+    chosen: list[Any] = []
+
+    async def application(*_: Any) -> None:
+        asked.append("the application")
+
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": [(b"x-priority", b"urgent")], "state": {}}
+    app.state.door.come(scope, application, chosen.append)
+    asyncio.run(chosen[0](scope, None, None))
+    assert asked == ["the application"]
