@@ -13,7 +13,7 @@ from compression.batches import plan_evaluation
 from compression.checkpoint import model_labels
 from compression.encode import Window
 from compression.examples import Example, QuestionExample, TaggedExample, TextExample
-from compression.objective import collate, logits_of
+from compression.objective import collate, output_of
 from compression.recipe import Task
 
 # Logits of some windows: [C] each for text classification, [T, C] each otherwise.
@@ -34,7 +34,7 @@ def torch_predictor(model: PreTrainedModel) -> Predict:
     @torch.no_grad()
     def predict(windows: Sequence[Window]) -> list[decode.Floats]:
         model.train(False)
-        logits = logits_of(model, collate(windows, model.device)).float().cpu().numpy()
+        logits = output_of(model, collate(windows, model.device)).logits.float().cpu().numpy()
         if logits.ndim == 2:
             return list(logits)
         return [row[: len(window.ids)] for row, window in zip(logits, windows, strict=True)]

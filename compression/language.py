@@ -26,7 +26,7 @@ from compression.checkpoint import (
 )
 from compression.encode import IGNORED
 from compression.masking import MaskedWindows
-from compression.objective import Batch, collate
+from compression.objective import Batch, collate, hidden_distance
 from compression.recipe import Distillation, LanguageTask
 
 # Tokens whose logits exist at a time: 31 MB a tensor at BERT's vocabulary, about what the last-level cache holds.
@@ -123,7 +123,7 @@ class LanguageLoss:
     MLM cross-entropy is the mean over masked tokens; its divergence the mean over tokens that are not padding, or over
     masked ones (`masked_only`): Prune Once for All (arXiv 2111.05754), section 3, with 0.5, 0.5, T = 2. Both of next
     sentences are means over windows. Without a teacher the loss is the cross-entropy alone. `model` is the student,
-    whose heads are used; see `hidden_distance` for the last term.
+    whose heads are used; see `objective.hidden_distance` for the last term.
     """
 
     model: PreTrainedModel
@@ -225,27 +225,6 @@ def divergence_sum(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     wanted = functional.log_softmax(teacher / temperature, dim=-1)
     found = functional.log_softmax(student / temperature, dim=-1)
     return functional.kl_div(found, wanted, reduction="sum", log_target=True) * temperature**2
-
-
-def hidden_distance(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], attended: Tensor) -> Tensor:
-    """Mean squared distance of hidden states, each scaled to length 1: Patient Knowledge Distillation
-    (arXiv 1908.09355, section 3.2), over all tokens that are not padding and all layers of the student.
-
-    `student`, `teacher`: [B, T, H] of the embeddings, then of each layer. Layer i of the student's S is compared with
-    layer i * L / S of the teacher's L, rounded: the last with the last. Raises CheckpointError for another H.
-    """
-    if student[0].shape[-1] != teacher[0].shape[-1]:
-        raise CheckpointError(
-            f"the student is {student[0].shape[-1]} wide, its teacher {teacher[0].shape[-1]}: hidden states of another "
-            "width cannot be compared; set distillation.hidden = 0"
-        )
-    layers, depth = len(student) - 1, len(teacher) - 1
-    real = attended.bool()
-    distances = [
-        (functional.normalize(student[i][real], dim=-1) - functional.normalize(teacher[at][real], dim=-1)).square()
-        for i, at in ((i, round(i * depth / layers)) for i in range(1, layers + 1))
-    ]
-    return torch.stack([distance.sum(dim=-1).mean() for distance in distances]).mean()
 
 
 def chunked_loss(

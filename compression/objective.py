@@ -1,4 +1,4 @@
-"""What training minimizes: the task's cross-entropy and the divergence from the teacher."""
+"""What training minimizes: the task's cross-entropy, the divergence from the teacher, the distance from its states."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from compression.checkpoint import CheckpointError
 from compression.encode import IGNORED, Window
 
 
@@ -41,16 +42,28 @@ def collate(windows: Sequence[Window], device: torch.device) -> Batch:
     return Batch(*tensors)
 
 
-def logits_of(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Run a model; [B, classes] for text classification, [B, T, tags] for NER, [B, T, 2] for question answering."""
+@dataclass(frozen=True)
+class Output:
+    """What a model says of a batch; the student's is compared with the teacher's.
+
+    `logits`: [B, classes] for text classification, [B, T, tags] for NER, [B, T, 2] for question answering.
+    `hidden`: [B, T, H] of the embeddings, then of each layer; empty where nobody asked for them.
+    """
+
+    logits: Tensor
+    hidden: tuple[Tensor, ...] = ()
+
+
+def output_of(model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> Output:
+    """Run a task model on a batch, in the precision that it is in."""
     inputs = {"input_ids": batch.ids, "attention_mask": batch.attended}
     if getattr(model.config, "type_vocab_size", 0):
         inputs["token_type_ids"] = batch.types
-    output = model(**inputs)
-    if "start_logits" in output:
-        return torch.stack((output.start_logits, output.end_logits), dim=-1)
-    logits: Tensor = output.logits
-    return logits
+    found = model(**inputs, output_hidden_states=hidden)
+    states = tuple(found.hidden_states) if hidden else ()
+    if "start_logits" in found:
+        return Output(torch.stack((found.start_logits, found.end_logits), dim=-1), states)
+    return Output(found.logits, states)
 
 
 def task_loss(task: str, logits: Tensor, batch: Batch) -> Tensor:
@@ -101,13 +114,41 @@ def distillation_loss(task: str, student: Tensor, teacher: Tensor, batch: Batch,
     return divergence * temperature**2
 
 
-COUNTED = ("task_loss", "teacher_loss")
+def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], attended: Tensor) -> Tensor:
+    """Mean squared distance of hidden states, each scaled to length 1: Patient Knowledge Distillation
+    (arXiv 1908.09355, section 3.2), over all tokens that are not padding and all layers of the student.
+
+    `student`, `teacher`: [B, T, H] of the embeddings, then of each layer. Layer i of the student's S is compared with
+    layer i * L / S of the teacher's L, rounded: the last with the last. Raises CheckpointError for another H.
+    """
+    check_same_width(student[0].shape[-1], teacher[0].shape[-1])
+    layers, depth = len(student) - 1, len(teacher) - 1
+    real = attended.bool()
+    distances = [
+        (functional.normalize(student[i][real], dim=-1) - functional.normalize(teacher[at][real], dim=-1)).square()
+        for i, at in ((i, round(i * depth / layers)) for i in range(1, layers + 1))
+    ]
+    return torch.stack([distance.sum(dim=-1).mean() for distance in distances]).mean()
+
+
+def check_same_width(student: int, teacher: int) -> None:
+    """Raise CheckpointError where hidden states of two widths would be compared."""
+    if student != teacher:
+        raise CheckpointError(
+            f"the student is {student} wide, its teacher {teacher}: hidden states of another width cannot be compared; "
+            "set distillation.hidden = 0"
+        )
+
+
+COUNTED = ("task_loss", "teacher_loss", "hidden_loss")
 
 
 def counts(task: str, batch: Batch) -> dict[str, int]:
     """Over how many examples or tokens each loss is a mean: what a part of a batch weighs in the whole.
 
     `task_loss`: targets that are not IGNORED. `teacher_loss`: tokens that are not padding (NER), else examples.
+    `hidden_loss`: tokens that are not padding.
     """
-    taught = batch.attended.sum() if task == "token-classification" else len(batch.ids)
-    return {"task_loss": int((batch.targets != IGNORED).sum()), "teacher_loss": int(taught)}
+    tokens = int(batch.attended.sum())
+    taught = tokens if task == "token-classification" else len(batch.ids)
+    return {"task_loss": int((batch.targets != IGNORED).sum()), "teacher_loss": taught, "hidden_loss": tokens}

@@ -18,7 +18,7 @@ from compression.encode import Window
 from compression.evaluate import torch_predictor
 from compression.files import check_room, free_bytes, missing_bytes, shown_bytes
 from compression.layers import keep_layers
-from compression.objective import collate, logits_of
+from compression.objective import collate, output_of
 from compression.quantize import quantize_model
 from compression.recipe import Distillation, Prune, Recipe, Training
 from compression.run import Prepared, seen_once
@@ -48,6 +48,11 @@ class Round:
     tokens: int
     windows: int
 
+    @property
+    def compares_hidden(self) -> bool:
+        """Whether the student is compared with the teacher's hidden states too."""
+        return self.distillation is not None and self.distillation.hidden > 0
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -70,9 +75,11 @@ def plan_rounds(recipe: Recipe, windows: Sequence[Window]) -> list[Round]:
         plan = plan_batches(lengths, training.batch_size, training.epochs, recipe.seed + number, training.steps)
         tokens = sum(len(batch) * max(lengths[i] for i in batch) for batch in plan)
         distillation = _distillation(recipe, name)
-        # As in `run`: windows that are seen once are taught live, unless an earlier round kept the teacher's logits.
+        # As in `run`: windows that are seen once are taught live, unless an earlier round kept the teacher's logits;
+        # hidden states always are.
         once = seen_once(training, len(windows))
-        live = distillation is not None and once and all(r.live or not r.distillation for r in rounds)
+        again = not once or any(r.distillation and not r.live for r in rounds)
+        live = distillation is not None and (distillation.hidden > 0 or not again)
         most = math.ceil(training.batch_size / (training.gradient_accumulation * processes.state().num_processes))
         quantized, sparse = name not in ("teacher", "prune", "transfer"), name != "teacher"
         rounds.append(
@@ -102,7 +109,7 @@ def describe(run: Prepared) -> list[str]:
     for planned in rounds:
         training = planned.training
         alike = (training.mixed_precision, training.freeze_embeddings, training.dropout > 0)
-        key = (planned.windows, planned.quantized, planned.sparse, planned.live, alike)
+        key = (planned.windows, planned.quantized, planned.sparse, planned.live, planned.compares_hidden, alike)
         if key not in costs:
             costs[key] = measure(run, planned)
         cost = costs[key]
@@ -182,7 +189,7 @@ def measure(run: Prepared, planned: Round) -> Cost:
         matrices,
         masks,
         distillation=planned.distillation if planned.live else None,
-        teacher=live_teacher(teacher) if teacher is not None and planned.live else None,
+        teacher=live_teacher(teacher, hidden=planned.compares_hidden) if teacher and planned.live else None,
     )
     loop = open_loop(model, stage, steps=1000)
     fixed, per_token = time_steps(loop, _trial_batches(windows, planned))
@@ -246,7 +253,7 @@ def _trial_batches(windows: Sequence[Window], planned: Round) -> tuple[list[int]
 def kept_for_backward(model: PreTrainedModel, windows: Sequence[Window]) -> int:
     """Return the bytes that autograd keeps of a forward pass besides the model's own weights."""
     model.train()
-    return kept_by(lambda: logits_of(model, collate(windows, model.device)), model)
+    return kept_by(lambda: output_of(model, collate(windows, model.device)).logits, model)
 
 
 def kept_by(forward: Callable[[], Tensor], model: PreTrainedModel) -> int:

@@ -151,8 +151,8 @@ class TeacherTraining(Training):
 class Distillation:
     """Weights of the loss: task * cross-entropy + teacher * T^2 KL(teacher || student), see `objective`.
 
-    For language models alone, see `language`: `hidden` weighs the distance of hidden states; `masked_only` compares
-    predictions where a token is masked, not everywhere.
+    `hidden` weighs the distance from the teacher's hidden states, see `objective.hidden_distance`. For language models
+    alone, `masked_only` compares predictions where a token is masked, not everywhere.
     """
 
     task: float = 0.5

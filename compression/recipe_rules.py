@@ -89,7 +89,6 @@ def _check_task_recipe(recipe: Recipe) -> None:
         if given:
             key, distillation = f"{stage}.distillation", given.distillation
             _check_distillation(key, distillation)
-            _require(distillation.hidden == 0, f"{key}.hidden", distillation.hidden, f"0: {_LANGUAGE_ONLY}")
             _require(not distillation.masked_only, f"{key}.masked_only", True, f"false: {_LANGUAGE_ONLY}")
     quantize = recipe.quantize
     _check_choice("quantize.embeddings", quantize.embeddings, STORED)
@@ -181,7 +180,7 @@ def _check_distillation(key: str, distillation: Distillation) -> None:
     _require(distillation.teacher >= 0, f"{key}.teacher", distillation.teacher, ">= 0")
     _require(distillation.hidden >= 0, f"{key}.hidden", distillation.hidden, ">= 0")
     total = distillation.task + distillation.teacher
-    _require(total > 0, f"{key} task + teacher", total, "> 0, else there is no loss")
+    _require(total > 0, f"{key} task + teacher", total, "> 0: hidden states alone train no head")
 
 
 def _check_prune(prune: Prune) -> None:

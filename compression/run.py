@@ -18,6 +18,7 @@ from compression.evaluate import Predict, evaluate, torch_predictor
 from compression.files import remove, write_text, writing
 from compression.layers import check_layers, keep_layers
 from compression.metrics import headline
+from compression.objective import check_same_width
 from compression.pattern import find_pattern, load_masks, save_masks
 from compression.patterns import check_pattern
 from compression.plots import draw_run
@@ -82,13 +83,17 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
 def _check_checkpoints(recipe: Recipe) -> bool:
     """Check that student and teacher can read the recipe's windows; return whether one of them uses token types."""
     uses_types = False
-    for checkpoint in {recipe.checkpoint, recipe.teacher.checkpoint or recipe.checkpoint}:
+    widths = []
+    for checkpoint in (recipe.checkpoint, recipe.teacher.checkpoint or recipe.checkpoint):
         config = load_config(checkpoint)
+        widths.append(config.hidden_size)
         if recipe.task.window > config.max_position_embeddings:
             raise RecipeError(
                 f"'task.window' is {recipe.task.window}; the checkpoint has {config.max_position_embeddings} positions"
             )
         uses_types = uses_types or bool(getattr(config, "type_vocab_size", 0))
+    if recipe.transfer and (recipe.transfer.distillation.hidden or recipe.quantize.distillation.hidden):
+        check_same_width(*widths)
     if recipe.prune:  # a copy of the teacher is pruned
         config = load_config(recipe.teacher.checkpoint or recipe.checkpoint)
         check_pattern(recipe.prune.pattern, config)
@@ -250,15 +255,17 @@ def _train_stage(
         masks=masks or {},
         schedule=run.recipe.prune if schedule else None,
         distillation=distillation,
-        teacher=_teacher(run, teacher, training) if teacher else None,
+        teacher=_teacher(run, teacher, training, distillation) if teacher and distillation else None,
         judge=lambda: _quick(run, model, name)[headline(run.recipe.task)],
     )
     return train(model, stage, run.folder)
 
 
-def _teacher(run: Prepared, checkpoint: Path, training: Training) -> Teacher:
+def _teacher(run: Prepared, checkpoint: Path, training: Training, distillation: Distillation) -> Teacher:
     model = load_model(str(checkpoint), run.recipe.task)
     model.to(processes.device())  # type: ignore[arg-type]
+    if distillation.hidden:  # kept, the states of all windows would take gigabytes
+        return live_teacher(model, hidden=True)
     kept = run.folder / "teacher_logits.safetensors"
     if seen_once(training, len(run.train_windows)) and not kept.is_file():
         return live_teacher(model)

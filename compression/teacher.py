@@ -1,4 +1,4 @@
-"""Where the teacher's logits come from: computed once and kept, or computed as the student goes."""
+"""Where the teacher's answers come from: its logits computed once and kept, or all computed as the student goes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -16,10 +15,10 @@ from compression.checkpoint import CheckpointError, load_finetuned, model_labels
 from compression.encode import Window
 from compression.evaluate import torch_predictor
 from compression.files import replacing
-from compression.objective import Batch, logits_of
+from compression.objective import Batch, Output, output_of
 from compression.recipe import Task
 
-Teacher = Callable[[Sequence[int], Batch], Tensor]
+Teacher = Callable[[Sequence[int], Batch], Output]
 
 
 def load_teacher(checkpoint: str, task: Task) -> PreTrainedModel:
@@ -38,13 +37,14 @@ def load_teacher(checkpoint: str, task: Task) -> PreTrainedModel:
     return model
 
 
-def live_teacher(model: PreTrainedModel) -> Teacher:
-    """Run the teacher on every batch: right when each window is seen once."""
+def live_teacher(model: PreTrainedModel, *, hidden: bool = False) -> Teacher:
+    """Run the teacher on every batch: right when each window is seen once, or its `hidden` states are asked for."""
     model.train(False).requires_grad_(False)
 
     @torch.no_grad()
-    def teach(_numbers: Sequence[int], batch: Batch) -> Tensor:
-        return logits_of(model, batch).float()
+    def teach(_numbers: Sequence[int], batch: Batch) -> Output:
+        found = output_of(model, batch, hidden=hidden)
+        return Output(found.logits.float(), found.hidden)
 
     return teach
 
@@ -59,14 +59,14 @@ def kept_teacher(model: PreTrainedModel, windows: Sequence[Window], path: Path, 
     per_token = len(kept) != len(windows)
     ends = np.cumsum([len(window.ids) for window in windows])
 
-    def teach(numbers: Sequence[int], batch: Batch) -> Tensor:
+    def teach(numbers: Sequence[int], batch: Batch) -> Output:
         if not per_token:
-            return torch.from_numpy(kept[np.asarray(numbers)]).to(batch.ids.device)
+            return Output(torch.from_numpy(kept[np.asarray(numbers)]).to(batch.ids.device))
         logits = np.zeros((*batch.ids.shape, kept.shape[1]), np.float32)
         for row, number in enumerate(numbers):
             length = len(windows[number].ids)
             logits[row, :length] = kept[ends[number] - length : ends[number]]
-        return torch.from_numpy(logits).to(batch.ids.device)
+        return Output(torch.from_numpy(logits).to(batch.ids.device))
 
     return teach
 

@@ -26,7 +26,17 @@ from compression.encode import Window
 from compression.failures import TrainingError as TrainingError
 from compression.language import Body, LanguageLoss
 from compression.masking import MaskedWindows
-from compression.objective import COUNTED, Batch, collate, counts, distillation_loss, logits_of, task_loss
+from compression.objective import (
+    COUNTED,
+    Batch,
+    Output,
+    collate,
+    counts,
+    distillation_loss,
+    hidden_distance,
+    output_of,
+    task_loss,
+)
 from compression.recipe import Distillation, Prune, Training
 from compression.schedules import learning_rate, wanted_sparsity
 from compression.surgeon import Patient, operate
@@ -44,10 +54,10 @@ JUDGED_AT = (0.25, 0.5, 0.75)
 class Stage:
     """Everything one run of the loop needs besides the model.
 
-    `masks` locks a pattern; `schedule` makes the loop find one as it goes; neither trains a dense model.
-    `teacher` gives the logits to distil from, by window number; `judge` scores the model as it is, for the log. `plan`
-    holds the window numbers of every batch where they are not those of `plan_batches`. `language_loss` takes the place
-    of task loss and teacher.
+    `masks` locks a pattern; `schedule` makes the loop find one as it goes; neither trains a dense model. `teacher`
+    gives the logits to distil from, and hidden states where they are compared; `judge` scores the model as
+    it is, for the log. `plan` holds the window numbers of every batch where they are not those of `plan_batches`.
+    `language_loss` takes the place of task loss and teacher.
     """
 
     name: str
@@ -59,10 +69,17 @@ class Stage:
     masks: prune.Masks
     schedule: Prune | None = None
     distillation: Distillation | None = None
-    teacher: Callable[[Sequence[int], Batch], Tensor] | None = None
+    teacher: Callable[[Sequence[int], Batch], Output] | None = None
     plan: Sequence[Sequence[int]] | None = None
     language_loss: LanguageLoss | None = None
     judge: Callable[[], float] | None = None
+
+    @property
+    def compares_hidden(self) -> bool:
+        """Whether the distance from the teacher's hidden states is a part of the loss."""
+        if self.language_loss:
+            return self.language_loss.compares_hidden
+        return self.teacher is not None and self.distillation is not None and self.distillation.hidden > 0
 
 
 def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
@@ -208,7 +225,7 @@ class Loop:
         totals = processes.add_up({key: sum(count[key] for count in found) for key in counted})
         # The same keys in every process: one without a window adds zeros.
         figures = {"loss": 0.0, "task_loss": 0.0, "teacher_loss": 0.0}
-        if stage.language_loss and stage.language_loss.compares_hidden:
+        if stage.compares_hidden:
             figures["hidden_loss"] = 0.0
         for part, batch, count in zip(parts, batches, found, strict=True):
             shares = {key: count[key] / max(1.0, total) for key, total in totals.items()}
@@ -245,16 +262,23 @@ class Loop:
             with self.accelerator.autocast():
                 return stage.language_loss(self.wrapped, batch, shares)
         with self.accelerator.autocast():
-            logits = logits_of(self.wrapped, batch).float()
+            output = output_of(self.wrapped, batch, hidden=stage.compares_hidden)
             taught = stage.teacher(numbers, batch) if stage.teacher else None
+        logits = output.logits.float()
         task = task_loss(stage.task, logits, batch) * shares["task_loss"]
         if distillation is None or taught is None:
             return task, {"loss": task.item(), "task_loss": task.item()}
         teacher = (
-            distillation_loss(stage.task, logits, taught, batch, distillation.temperature) * shares["teacher_loss"]
+            distillation_loss(stage.task, logits, taught.logits, batch, distillation.temperature)
+            * shares["teacher_loss"]
         )
         loss = distillation.task * task + distillation.teacher * teacher
-        return loss, {"loss": loss.item(), "task_loss": task.item(), "teacher_loss": teacher.item()}
+        figures = {"task_loss": task.item(), "teacher_loss": teacher.item()}
+        if stage.compares_hidden:
+            distance = hidden_distance(output.hidden, taught.hidden, batch.attended) * shares["hidden_loss"]
+            loss = loss + distillation.hidden * distance
+            figures["hidden_loss"] = distance.item()
+        return loss, {"loss": loss.item(), **figures}
 
     def _update_masks(self, step: int) -> None:
         settings = self.stage.schedule
@@ -281,7 +305,7 @@ class Loop:
             with self.accelerator.autocast():
                 if stage.language_loss:
                     return stage.language_loss.without_teacher()(Body(self.model), batch)[0]
-                logits = logits_of(self.model, batch).float()
+                logits = output_of(self.model, batch).logits.float()
             return task_loss(stage.task, logits, batch)
 
         return Patient(self.model, stage.matrices, loss, _lengths(stage.windows), self.accelerator)
@@ -295,7 +319,7 @@ def make_optimizer(model: PreTrainedModel, training: Training) -> torch.optim.Op
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=training.learning_rate)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)  # on a CPU a fifth of the time
 
 
 def seed_everything(seed: int) -> None:

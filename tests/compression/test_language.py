@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, BertForPreTraining, DistilBertFor
 from compression import language
 from compression.checkpoint import CheckpointError, load_tokenizer
 from compression.encode import IGNORED
-from compression.language import Body, LanguageLoss, chunked_loss, hidden_distance, judge, load_language_model
+from compression.language import Body, LanguageLoss, chunked_loss, judge, load_language_model
 from compression.masking import MaskedWindows, cut_segments
 from compression.objective import Batch, collate
 from compression.recipe import Distillation, LanguageTask
@@ -184,18 +184,6 @@ def test_chunks_of_a_sum_give_its_gradient_in_bfloat16_autocast_too() -> None:
     # bfloat16 has 8 bits; the sum over 33 rows is rounded once or in 9 parts.
     assert all(torch.allclose(a, b, rtol=0.02, atol=0.05) for a, b in zip(*gradients, strict=True))
     assert gradients[0][1].abs().max() > 1
-
-
-def test_hidden_distance_by_hand_and_layers_are_spread() -> None:
-    x, y = torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 5.0]]])
-    attended = torch.ones(1, 1)
-    # Unit vectors at a right angle are sqrt(2) apart; length does not count; the embeddings (first) are left out.
-    assert hidden_distance((x, x), (y, 2 * x), attended).item() == pytest.approx(0.0, abs=1e-6)
-    assert hidden_distance((x, x), (x, y), attended).item() == pytest.approx(2.0)
-    # Two layers against four: 1 with 2, 2 with 4.
-    assert hidden_distance((x, x, x), (y, y, x, y, x), attended).item() == pytest.approx(0.0, abs=1e-6)
-    with pytest.raises(CheckpointError, match="the student is 2 wide, its teacher 3"):
-        hidden_distance((x,), (torch.zeros(1, 1, 3),), attended)
 
 
 @pytest.mark.parametrize(("family", "pairs"), [("bert", True), ("bert", False), ("distilbert", False)])

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from compression.checkpoint import load_model
+from compression.checkpoint import CheckpointError, load_model
 from compression.encode import IGNORED, Window
-from compression.objective import Batch, collate, distillation_loss, logits_of, task_loss
+from compression.objective import Batch, collate, distillation_loss, hidden_distance, output_of, task_loss
 from compression.recipe import Task
 from tests.compression import tiny
 
@@ -92,7 +92,7 @@ def test_losses_agree_with_transformers_own(tmp_path: Path, task: str, targets: 
         names if task == "question-answering" else {"labels": one.targets if len(targets) > 2 else one.targets[:, 0]}
     )
     theirs = model(input_ids=one.ids, attention_mask=one.attended, token_type_ids=one.types, **given).loss
-    assert task_loss(task, logits_of(model, one), one).item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert task_loss(task, output_of(model, one).logits, one).item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
 def test_label_sets_are_collated_as_they_are_also_where_labels_and_tokens_are_as_many() -> None:
@@ -112,3 +112,27 @@ def test_collate_pads_right() -> None:
     made = collate([window(3, [1]), window(5, [0])], torch.device("cpu"))
     assert made.attended.tolist() == [[1, 1, 1, 0, 0], [1] * 5]
     assert made.ids[0].tolist() == [5, 6, 7, 0, 0] and made.targets.tolist() == [[1], [0]]
+
+
+def test_hidden_distance_by_hand_and_layers_are_spread() -> None:
+    x, y = torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 5.0]]])
+    attended = torch.ones(1, 1)
+    # Unit vectors at a right angle are sqrt(2) apart; length does not count; the embeddings (first) are left out.
+    assert hidden_distance((x, x), (y, 2 * x), attended).item() == pytest.approx(0.0, abs=1e-6)
+    assert hidden_distance((x, x), (x, y), attended).item() == pytest.approx(2.0)
+    # Two layers against four: 1 with 2, 2 with 4.
+    assert hidden_distance((x, x, x), (y, y, x, y, x), attended).item() == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(CheckpointError, match="the student is 2 wide, its teacher 3"):
+        hidden_distance((x,), (torch.zeros(1, 1, 3),), attended)
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification", "question-answering"])
+def test_hidden_states_come_with_the_logits_where_they_are_asked_for(tmp_path: Path, task: str) -> None:
+    labels = () if task == "question-answering" else ("one", "two")
+    model = load_model(str(tiny.checkpoint(tmp_path, layers=3)), Task(task, labels, window=32))
+    ids = torch.tensor([[2, 7, 8, 3]])
+    one = Batch(ids, torch.zeros_like(ids), torch.ones_like(ids), torch.zeros(1, 1, dtype=torch.int64))
+    found = output_of(model, one, hidden=True)
+    assert [state.shape for state in found.hidden] == [(1, 4, 32)] * 4
+    assert torch.equal(found.hidden[-1], model.base_model(ids).last_hidden_state)
+    assert torch.equal(found.logits, output_of(model, one).logits) and output_of(model, one).hidden == ()

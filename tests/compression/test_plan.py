@@ -39,6 +39,15 @@ def test_rounds_by_hand(tmp_path: Path) -> None:
     assert [planned.quantized for planned in rounds.values()] == [False, False, True, True]
 
 
+def test_hidden_states_are_taught_live_and_cost_what_they_cost(tmp_path: Path) -> None:
+    hidden = "[prune.distillation]\nhidden = 2.0\n\n[prune.training]"
+    one = prepared(tmp_path, **{"[prune.training]": hidden})
+    rounds = {planned.name: planned for planned in plan.plan_rounds(one.recipe, one.train_windows)}
+    assert rounds["prune"].live and rounds["prune"].compares_hidden
+    assert rounds["quantize"].live and not rounds["quantize"].compares_hidden, "one epoch, and no logits were kept"
+    assert plan.measure(one, rounds["prune"]).seconds(rounds["prune"]) > 0
+
+
 def test_memory_of_weights_gradients_and_moments(tmp_path: Path) -> None:
     one = prepared(tmp_path)
     rounds = {planned.name: planned for planned in plan.plan_rounds(one.recipe, one.train_windows)}

@@ -19,7 +19,7 @@ import engine
 from compression import prune, surgeon
 from compression.checkpoint import encoder_matrices, load_model
 from compression.cli import app
-from compression.objective import collate, logits_of, task_loss
+from compression.objective import collate, output_of, task_loss
 from compression.patterns import pattern_of
 from compression.recipe import Fisher, Prune, Training
 from compression.run import Prepared
@@ -34,7 +34,7 @@ TRAINING = Training(epochs=10, learning_rate=3e-3, batch_size=16, dropout=0.0)
 def patient(one: Prepared, model: Any) -> surgeon.Patient:
     def loss(numbers: Sequence[int]) -> Tensor:
         batch = collate([one.train_windows[i] for i in numbers], torch.device("cpu"))
-        return task_loss(one.recipe.task.name, logits_of(model, batch), batch)
+        return task_loss(one.recipe.task.name, output_of(model, batch).logits, batch)
 
     lengths = [len(window.ids) for window in one.train_windows]
     return surgeon.Patient(model, encoder_matrices(model), loss, lengths, Accelerator(cpu=True))

@@ -15,7 +15,7 @@ from torch import Tensor
 import engine
 from compression import prune, run, schedules, train
 from compression.checkpoint import encoder_matrices, load_model
-from compression.objective import Batch
+from compression.objective import Batch, Output
 from compression.read_recipe import parse_recipe
 from compression.recipe import Distillation, Prune, RecipeError, Training
 from compression.teacher import live_teacher
@@ -115,8 +115,9 @@ def test_sparsity_follows_the_schedule_and_ends_exactly(tmp_path: Path) -> None:
         assert line["sparsity"] == pytest.approx(schedules.cubic_sparsity(updated / end, 0.8), abs=2e-3)
 
 
+@pytest.mark.parametrize("hidden", [0.0, 3.0])
 @pytest.mark.parametrize("task", ["text-classification", "token-classification", "question-answering"])
-def test_gradient_accumulation_gives_the_step_of_the_whole_batch(tmp_path: Path, task: str) -> None:
+def test_gradient_accumulation_gives_the_step_of_the_whole_batch(tmp_path: Path, task: str, hidden: float) -> None:
     one = prepared(tmp_path, task)
     windows = one.train_windows
     if task == "token-classification":
@@ -134,12 +135,18 @@ def test_gradient_accumulation_gives_the_step_of_the_whole_batch(tmp_path: Path,
         folder = tmp_path / str(accumulation)
         folder.mkdir()
         distilled = replace(
-            stage(one, model, training, {}), windows=windows, teacher=live_teacher(teacher), distillation=Distillation()
+            stage(one, model, training, {}),
+            windows=windows,
+            teacher=live_teacher(teacher, hidden=hidden > 0),
+            distillation=Distillation(hidden=hidden),
         )
         train.train(model, distilled, folder)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
-        losses = [line["loss"] for line in train.read_metrics(folder) if "step" in line]
-        assert all(np.isfinite(losses))
+        lines = [line for line in train.read_metrics(folder) if "step" in line]
+        assert all(np.isfinite(line["loss"]) for line in lines)
+        for line in lines:
+            parts = (line["task_loss"] + line["teacher_loss"]) / 2 + hidden * line.get("hidden_loss", 0.0)
+            assert line["loss"] == pytest.approx(parts, rel=1e-4) and ("hidden_loss" in line) == (hidden > 0)
     # The same sum in another order: a few float32 roundings a step, some of them through Adam's division.
     assert torch.allclose(weights[0], weights[1], atol=1e-4)
 
@@ -232,9 +239,9 @@ def test_out_of_memory_says_what_to_lower_and_what_is_kept(tmp_path: Path, monke
     model = load_model(one.recipe.checkpoint, one.recipe.task)
     calls = iter(range(5))
 
-    def teach(_numbers: object, batch: Batch) -> Tensor:
+    def teach(_numbers: object, batch: Batch) -> Output:
         # The sixth batch asks the real allocator for more than an address space holds.
-        return torch.zeros(len(batch.ids), 2) if next(calls, None) is not None else torch.empty(1 << 50)
+        return Output(torch.zeros(len(batch.ids), 2) if next(calls, None) is not None else torch.empty(1 << 50))
 
     hungry = replace(stage(one, model, one.recipe.prune.training, {}), teacher=teach, distillation=Distillation())
     message = (

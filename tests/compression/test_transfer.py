@@ -170,6 +170,32 @@ def test_a_dense_checkpoint_is_refused_before_any_training(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+def test_hidden_states_lead_a_transfer_through_to_its_artifact(tmp_path: Path) -> None:
+    sparse = tiny.sparse_checkpoint(tmp_path / "sparse")
+    text = tiny.transfer_recipe(TASK, sparse, tiny.checkpoint(tmp_path / "dense"), tmp_path, epochs=3)
+    for stage in ("transfer", "quantize"):
+        text = text.replace(f"[{stage}.training]", f"[{stage}.distillation]\nhidden = 2.0\n\n[{stage}.training]")
+    (tmp_path / "r.toml").write_text(text)
+    result = CliRunner().invoke(app, command(tmp_path))
+    assert result.exit_code == 0, result.output
+    for stage in ("transfer", "quantize"):
+        lines = [line for line in train.read_metrics(tmp_path / "run") if line["stage"] == stage]
+        found = [line for line in lines if "hidden_loss" in line]
+        assert 0 < found[-1]["hidden_loss"] < found[0]["hidden_loss"]
+    assert not (tmp_path / "run" / "teacher_logits.safetensors").exists()
+
+
+def test_hidden_states_of_another_width_are_refused_before_any_training(tmp_path: Path) -> None:
+    sparse = tiny.sparse_checkpoint(tmp_path / "sparse")
+    text = tiny.transfer_recipe(TASK, sparse, tiny.checkpoint(tmp_path / "dense", hidden=64), tmp_path)
+    text = text.replace("[transfer.training]", "[transfer.distillation]\nhidden = 2.0\n\n[transfer.training]")
+    (tmp_path / "r.toml").write_text(text)
+    result = CliRunner().invoke(app, command(tmp_path))
+    assert result.exit_code == 2
+    assert "the student is 32 wide, its teacher 64" in result.output
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_teacher_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
     one = prepared(tmp_path)
     words = tmp_path / "dense" / "tokenizer.json"
