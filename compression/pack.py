@@ -1,4 +1,4 @@
-"""Writes an artifact (docs/artifact.md): quantizes, Rice-codes and checksums. numpy only, no torch."""
+"""Writes an artifact (docs/artifact.md): quantizes, codes and checksums. numpy only, no torch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 import engine
+from compression.huffman import huffman_encode
 from engine.artifact import EMBEDDINGS, FORMAT_VERSION, PART, QUANTIZATION
 
 Int8s = npt.NDArray[np.int8]
@@ -154,7 +155,8 @@ def _pack_matrices(matrices: Mapping[str, Matrix]) -> tuple[dict[str, Array], di
                 f"{list(bias.shape)} do not fit: must be int8 [rows, columns], [rows], [rows]"
             )
         positions, row_survivors, values, parameter = rice_encode(weight)
-        parts = {"positions": positions, "row_survivors": row_survivors, "values": values}
+        lengths, stream = huffman_encode(values)
+        parts = {"positions": positions, "row_survivors": row_survivors, "value_lengths": lengths, "values": stream}
         parts |= {"scale": scale.astype(np.float32), "bias": bias.astype(np.float32)}
         tensors |= {f"{name}.{part}": np.ascontiguousarray(tensor) for part, tensor in parts.items()}
         entries[name] = {"rows": rows, "columns": columns, "survivors": len(values), "rice": parameter}

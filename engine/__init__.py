@@ -17,7 +17,9 @@ from engine.artifact import (
     PositionsTrailingError,
     PositionsTruncatedError,
     TensorFile,
-    WeightRangeError,
+    ValueCodeError,
+    ValuesTrailingError,
+    ValuesTruncatedError,
     check_files,
     read_manifest,
 )
@@ -38,7 +40,9 @@ _DECODE_ERRORS: dict[type[Exception], type[ArtifactError]] = {
     _engine.IndexOutOfRangeError: IndexRangeError,
     _engine.PositionsTruncatedError: PositionsTruncatedError,
     _engine.PositionsTrailingError: PositionsTrailingError,
-    _engine.WeightOutOfRangeError: WeightRangeError,
+    _engine.ValueCodeWrongError: ValueCodeError,
+    _engine.ValuesTruncatedError: ValuesTruncatedError,
+    _engine.ValuesTrailingError: ValuesTrailingError,
 }
 
 Int32s = npt.NDArray[np.int32]

@@ -13,11 +13,13 @@ ArtifactError
 ├── UnexpectedTensorError       the file holds a tensor that the architecture has no use for
 ├── TensorDtypeError            a tensor has the wrong dtype
 ├── TensorShapeError            a tensor has the wrong shape
-├── SurvivorCountError          row_survivors do not sum to the number of values
+├── SurvivorCountError          row_survivors do not sum to the manifest's number of survivors
 ├── IndexRangeError             a survivor's column lies outside its matrix
 ├── PositionsTruncatedError     a position stream ends too early
 ├── PositionsTrailingError      a position stream goes on after the last survivor
-├── WeightRangeError            a weight lies outside [-64, 64]
+├── ValueCodeError              the lengths of value codes make no code
+├── ValuesTruncatedError        a value stream ends too early
+├── ValuesTrailingError         a value stream goes on after the last survivor
 ├── ScaleError                  a scale is not finite, or not above zero
 └── NotFiniteError              a bias, norm or head parameter is not finite
 """
@@ -42,10 +44,12 @@ QUANTIZATION = {
     "weights": "int8-symmetric-per-row-64",
     "activations": "uint8-asymmetric-per-token-dynamic",
     "positions": "rice",
+    "values": "huffman",
 }
 EMBEDDINGS = ("int8-symmetric-per-row-127", "product-4x256")  # of words; positions and types are always the first
 # Columns of a part of a product-quantized table, and code words of each part.
 PART, CODE_WORDS = 4, 256
+VALUES = 128  # of a survivor: -64 to -1 and 1 to 64
 ATTENTION = ("float32", "int8")  # arithmetic of its products; an artifact that does not say means the first
 MATRICES = ("query", "key", "value", "attention_output", "ffn_in", "ffn_out")
 CHECKED_FILES = ("model.safetensors", "tokenizer.json", "README.md")
@@ -104,7 +108,7 @@ class TensorShapeError(ArtifactError):
 
 
 class SurvivorCountError(ArtifactError):
-    """row_survivors do not sum to the number of values."""
+    """row_survivors do not sum to the manifest's number of survivors."""
 
 
 class IndexRangeError(ArtifactError):
@@ -119,8 +123,16 @@ class PositionsTrailingError(ArtifactError):
     """A position stream goes on after the last survivor."""
 
 
-class WeightRangeError(ArtifactError):
-    """A weight lies outside [-64, 64]."""
+class ValueCodeError(ArtifactError):
+    """The lengths of value codes make no code, or the stream holds what is none."""
+
+
+class ValuesTruncatedError(ArtifactError):
+    """A value stream ends too early."""
+
+
+class ValuesTrailingError(ArtifactError):
+    """A value stream goes on after the last survivor."""
 
 
 class ScaleError(ArtifactError):
@@ -459,7 +471,8 @@ def tensor_layout(manifest: Manifest) -> Layout:
     for name, matrix in manifest.matrices.items():
         layout[f"{name}.positions"] = "U8", (None,)
         layout[f"{name}.row_survivors"] = "U16", (matrix.rows,)
-        layout[f"{name}.values"] = "I8", (matrix.survivors,)
+        layout[f"{name}.value_lengths"] = "U8", (VALUES,)
+        layout[f"{name}.values"] = "U8", (None,)
         layout[f"{name}.scale"] = layout[f"{name}.bias"] = "F32", (matrix.rows,)
     heads = {"dense": a.hidden} if task.name == "text-classification" else {}
     for name, rows in (heads | {"output": len(task.labels)}).items():
@@ -479,6 +492,7 @@ class TensorFile:
         """Open and check the file at `path`."""
         self._path = path
         self._names = list(tensor_layout(manifest))
+        self._matrices = manifest.matrices
         try:
             self._file: Any = safe_open(path, framework="numpy")
         except OSError as error:
@@ -499,9 +513,11 @@ class TensorFile:
             if tensor.dtype == np.float32 and not np.isfinite(tensor).all():
                 raise NotFiniteError(f"{self._path}: {name} holds a number that is not finite")
             if name.endswith(".row_survivors"):
-                values = len(tensors[name.removesuffix("row_survivors") + "values"])
-                if (total := int(tensor.sum(dtype=np.int64))) != values:
-                    raise SurvivorCountError(f"{self._path}: {name} sum to {total}, but there are {values} values")
+                survivors = self._matrices[name.removesuffix(".row_survivors")].survivors
+                if (total := int(tensor.sum(dtype=np.int64))) != survivors:
+                    raise SurvivorCountError(
+                        f"{self._path}: {name} sum to {total}, but the manifest says {survivors} survivors"
+                    )
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 

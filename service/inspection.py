@@ -25,7 +25,7 @@ SHORT: Final = {
 
 @dataclass(frozen=True)
 class Matrix:
-    """One sparse matrix: `sparsity` is its share of zeros, `bytes` what its five tensors take in the file.
+    """One sparse matrix: `sparsity` is its share of zeros, `bytes` what its six tensors take in the file.
 
     `format` is what the engine chose for it on this machine, see docs/engine.md.
     """

@@ -114,7 +114,8 @@ void load_layer(Model& model, int index, const nb::dict& tensors, const std::vec
         sources.push_back({name, model.rows(matrix), model.columns(matrix), rice[size(m)],
                            view(tensor<std::uint8_t, 1>(tensors, name + ".positions")),
                            view(tensor<std::uint16_t, 1>(tensors, name + ".row_survivors")),
-                           view(tensor<std::int8_t, 1>(tensors, name + ".values")),
+                           view(tensor<std::uint8_t, 1>(tensors, name + ".value_lengths")),
+                           view(tensor<std::uint8_t, 1>(tensors, name + ".values")),
                            view(tensor<float, 1>(tensors, name + ".scale")),
                            view(tensor<float, 1>(tensors, name + ".bias"))});
     }
@@ -180,7 +181,7 @@ std::vector<std::string> formats(const Model& model) {
     return names;
 }
 
-// Binds one error of packed.h; engine/artifact.py turns it into its ArtifactError.
+// Binds one error of packed.h or codes.h; engine/artifact.py turns it into its ArtifactError.
 template <class Error>
 void bind_error(nb::module_& m, const char* name) {
     nb::exception<Error>(m, name, PyExc_ValueError);
@@ -194,7 +195,9 @@ NB_MODULE(_engine, m) {
     bind_error<IndexOutOfRange>(m, "IndexOutOfRangeError");
     bind_error<PositionsTruncated>(m, "PositionsTruncatedError");
     bind_error<PositionsTrailing>(m, "PositionsTrailingError");
-    bind_error<WeightOutOfRange>(m, "WeightOutOfRangeError");
+    bind_error<ValueCodeWrong>(m, "ValueCodeWrongError");
+    bind_error<ValuesTruncated>(m, "ValuesTruncatedError");
+    bind_error<ValuesTrailing>(m, "ValuesTrailingError");
 
     nb::class_<Model>(m, "Model")
         .def(

@@ -22,12 +22,13 @@ void check_tile(std::size_t lanes) {
     if (lanes != kLanes) throw nb::value_error(("a tile has 32 lanes, not " + std::to_string(lanes)).c_str());
 }
 
-// Rice-coded matrix -> dense int8 [rows, columns].
+// Coded matrix -> dense int8 [rows, columns].
 Out<std::int8_t, 2> decode_matrix(int columns, int rice, const In<std::uint8_t, 1>& positions,
-                                  const In<std::uint16_t, 1>& row_survivors, const In<std::int8_t, 1>& values) {
+                                  const In<std::uint16_t, 1>& row_survivors, const In<std::uint8_t, 1>& value_lengths,
+                                  const In<std::uint8_t, 1>& values) {
     const std::vector<float> ones(row_survivors.size(), 1.0f), zeros(row_survivors.size());
     const Survivors decoded = decode({"matrix", static_cast<int>(row_survivors.size()), columns, rice, view(positions),
-                                      view(row_survivors), view(values), ones, zeros});
+                                      view(row_survivors), view(value_lengths), view(values), ones, zeros});
     const auto [dense, data] = make<std::int8_t, 2>({size(decoded.rows), size(columns)});
     for (std::size_t row = 0; row < size(decoded.rows); ++row)
         for (std::size_t i = decoded.row_starts[row]; i < decoded.row_starts[row + 1]; ++i)
@@ -273,7 +274,7 @@ Out<float, 2> run_attention(const std::string& isa, const In<float, 2>& query, c
 
 void bind_kernels(nb::module_& m) {
     m.def("decode", &decode_matrix, "columns"_a, "rice"_a, "positions"_a.noconvert(), "row_survivors"_a.noconvert(),
-          "values"_a.noconvert());
+          "value_lengths"_a.noconvert(), "values"_a.noconvert());
     nb::list formats;
     for (const char* name : kFormatNames) formats.append(name);
     m.attr("FORMATS") = formats;

@@ -42,7 +42,11 @@ Survivors decode_named(const MatrixSource& source) {
         rethrow_named(source.name, error);
     } catch (const PositionsTrailing& error) {
         rethrow_named(source.name, error);
-    } catch (const WeightOutOfRange& error) {
+    } catch (const ValueCodeWrong& error) {
+        rethrow_named(source.name, error);
+    } catch (const ValuesTruncated& error) {
+        rethrow_named(source.name, error);
+    } catch (const ValuesTrailing& error) {
         rethrow_named(source.name, error);
     }
 }

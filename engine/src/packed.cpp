@@ -1,68 +1,12 @@
 #include "packed.h"
 
 #include <algorithm>
-#include <bit>
 #include <numeric>
 
 #include "layout.h"
 
 namespace sparselane {
 namespace {
-
-// Reads Rice codes, lowest bit first; every read is checked against the end of the stream.
-class RiceReader {
-public:
-    RiceReader(std::span<const std::uint8_t> bytes, int parameter) : bytes_(bytes), parameter_(parameter) {}
-
-    // The next gap, or `limit` or more if it is too large to be one. Throws PositionsTruncated.
-    std::uint32_t next(std::uint32_t limit) {
-        std::uint32_t quotient = 0;
-        for (;;) {
-            refill();
-            if (bits_ == 0) throw PositionsTruncated("the stream ends inside a gap");
-            if (window_ != 0) break;
-            quotient += static_cast<std::uint32_t>(bits_);  // nothing but zero bits so far
-            bits_ = 0;
-            if (quotient > limit) return quotient;
-        }
-        const int zeros = std::countr_zero(window_);
-        quotient += static_cast<std::uint32_t>(zeros);
-        drop(zeros + 1);
-        if (quotient > limit) return quotient;
-        refill();
-        if (bits_ < parameter_) throw PositionsTruncated("the stream ends inside a gap");
-        const auto low = static_cast<std::uint32_t>(window_ & ((std::uint64_t{1} << parameter_) - 1));
-        drop(parameter_);
-        return (quotient << parameter_) | low;  // quotient <= 8192 and parameter <= 15: below 2^30
-    }
-
-    // Whether only the zero bits that fill the last byte are left.
-    bool finished() const { return used_ == bytes_.size() && bits_ < 8 && window_ == 0; }
-
-private:
-    void refill() {
-        if (bits_ > 32) return;
-        if (used_ + 4 <= bytes_.size()) {
-            std::uint32_t word = 0;
-            for (int i = 0; i < 4; ++i) word |= std::uint32_t{bytes_[used_ + static_cast<std::size_t>(i)]} << (8 * i);
-            window_ |= std::uint64_t{word} << bits_;
-            bits_ += 32;
-            used_ += 4;
-            return;
-        }
-        for (; bits_ <= 56 && used_ < bytes_.size(); bits_ += 8) window_ |= std::uint64_t{bytes_[used_++]} << bits_;
-    }
-    void drop(int count) {
-        window_ = count < 64 ? window_ >> count : 0;
-        bits_ -= count;
-    }
-
-    std::span<const std::uint8_t> bytes_;
-    int parameter_;
-    std::size_t used_ = 0;      // bytes taken into the window
-    std::uint64_t window_ = 0;  // unread bits, the next one lowest
-    int bits_ = 0;              // how many bits of the window are real; all others are zero
-};
 
 void check_sizes(const MatrixSource& s) {
     const auto fail = [&](const std::string& what) { throw std::invalid_argument(s.name + ": " + what); };
@@ -73,29 +17,19 @@ void check_sizes(const MatrixSource& s) {
     const auto rows = static_cast<std::size_t>(s.rows);
     if (s.row_survivors.size() != rows || s.scales.size() != rows || s.biases.size() != rows)
         fail("row_survivors, scale and bias must hold " + std::to_string(rows) + " entries each");
-    std::size_t survivors = 0;
-    for (const auto count : s.row_survivors) survivors += count;
-    if (survivors != s.values.size())
-        fail("row_survivors sum to " + std::to_string(survivors) + ", but there are " +
-             std::to_string(s.values.size()) + " values");
-    if (survivors > std::uint32_t{0xFFFFFFFF}) fail("more than 2^32 survivors");
 }
 
-// Appends the survivors of one row; `values` holds exactly those.
-void decode_row(const MatrixSource& s, int row, std::span<const std::int8_t> values, RiceReader& reader,
-                Survivors& to) {
+// Appends the survivors of one row.
+void decode_row(const MatrixSource& s, int row, PositionReader& positions, ValueReader& values, Survivors& to) {
     const auto columns = static_cast<std::uint32_t>(s.columns);
     std::uint32_t next_column = 0;
-    for (const std::int8_t value : values) {
-        const std::uint32_t column = next_column + reader.next(columns);
+    for (int left = s.row_survivors[static_cast<std::size_t>(row)]; left > 0; --left) {
+        const std::uint32_t column = next_column + positions.next(columns);
         if (column >= columns)
             throw IndexOutOfRange("row " + std::to_string(row) + " has a survivor at column " + std::to_string(column) +
                                   " or beyond, but there are " + std::to_string(columns) + " columns");
-        if (value < -kWeightLimit || value > kWeightLimit)
-            throw WeightOutOfRange("row " + std::to_string(row) + " has a weight of " + std::to_string(value) +
-                                   ", must be -64 to 64");
         to.column.push_back(static_cast<std::uint16_t>(column));
-        to.weight.push_back(value);
+        to.weight.push_back(values.next());
         next_column = column + 1;
     }
     to.row_starts.push_back(static_cast<std::uint32_t>(to.weight.size()));
@@ -197,16 +131,15 @@ Survivors decode(const MatrixSource& source) {
     Survivors decoded{source.rows, source.columns, {}, {}, {}};
     decoded.row_starts.reserve(source.row_survivors.size() + 1);
     decoded.row_starts.push_back(0);
-    decoded.column.reserve(source.values.size());
-    decoded.weight.reserve(source.values.size());
-    RiceReader reader(source.positions, source.rice);
-    std::size_t first = 0;
-    for (int row = 0; row < source.rows; ++row) {
-        const std::size_t count = source.row_survivors[static_cast<std::size_t>(row)];
-        decode_row(source, row, source.values.subspan(first, count), reader, decoded);
-        first += count;
-    }
-    if (!reader.finished()) throw PositionsTrailing("bits are left over after the last survivor");
+    const std::size_t survivors =
+        std::accumulate(source.row_survivors.begin(), source.row_survivors.end(), std::size_t{0});
+    PositionReader positions(source.positions, source.rice);
+    ValueReader values(source.value_lengths, source.values, survivors);
+    decoded.column.reserve(survivors);
+    decoded.weight.reserve(survivors);
+    for (int row = 0; row < source.rows; ++row) decode_row(source, row, positions, values, decoded);
+    positions.finish();
+    values.finish();
     return decoded;
 }
 

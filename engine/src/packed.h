@@ -1,4 +1,4 @@
-// One encoder matrix: from the file's Rice-coded positions to the order in which the kernels read it.
+// One encoder matrix: from the file's coded positions and values to the order in which the kernels read it.
 #pragma once
 
 #include <array>
@@ -9,19 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "codes.h"
+
 namespace sparselane {
 
-// The four ways in which the numbers of a matrix can be wrong (docs/artifact.md, section 5).
+// One of the ways in which the numbers of a matrix can be wrong (docs/artifact.md, section 5); the others: codes.h.
 struct IndexOutOfRange : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-struct PositionsTruncated : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-struct PositionsTrailing : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-struct WeightOutOfRange : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
@@ -29,7 +22,6 @@ struct WeightOutOfRange : std::runtime_error {
 // factor that the CPU multiplies an index by. So an offset is used as it is, and uint16 reach 8192 columns.
 inline constexpr int kOffsetUnit = 4;
 inline constexpr int kMaxColumns = 8192;
-inline constexpr int kWeightLimit = 64;  // 255 * 64 * 2 fits in int16: `maddubs` never saturates
 inline constexpr int kQuad = 4;          // int8 weights that one 32-bit broadcast holds
 inline constexpr int kPanel = 4;         // rows that share their columns in blocks_4x1 and dense
 
@@ -90,12 +82,13 @@ struct MatrixSource {
     int rice = 0;
     std::span<const std::uint8_t> positions;
     std::span<const std::uint16_t> row_survivors;
-    std::span<const std::int8_t> values;
+    std::span<const std::uint8_t> value_lengths;
+    std::span<const std::uint8_t> values;
     std::span<const float> scales;
     std::span<const float> biases;
 };
 
-// Decodes and checks. Throws one of the four errors above, or std::invalid_argument if the sizes disagree.
+// Decodes and checks. Throws IndexOutOfRange, an error of codes.h, or std::invalid_argument if the sizes disagree.
 Survivors decode(const MatrixSource& source);
 
 // How many steps each format needs, in the order of Format.

@@ -95,10 +95,9 @@ def arguments(folder: Path, into: Path) -> dict[str, object]:
     manifest, tensors = json.loads((folder / "manifest.json").read_text()), load_file(folder / "model.safetensors")
     matrices = {}
     for name, entry in manifest["matrices"].items():
-        stream, survivors, values, scale, bias = (
-            tensors.pop(f"{name}.{part}") for part in ("positions", "row_survivors", "values", "scale", "bias")
-        )
-        matrices[name] = _engine.decode(entry["columns"], entry["rice"], stream, survivors, values), scale, bias
+        parts = ("positions", "row_survivors", "value_lengths", "values", "scale", "bias")
+        *coded, scale, bias = (tensors.pop(f"{name}.{part}") for part in parts)
+        matrices[name] = _engine.decode(entry["columns"], entry["rice"], *coded), scale, bias
     for computed in ("matrices", "sparsity", "size", "files"):
         del manifest[computed]
     texts = {

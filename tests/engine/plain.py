@@ -7,6 +7,7 @@ float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,10 +54,10 @@ class Plain:
         self.ambiguous = np.zeros(0, bool)  # tokens of the last call that had a value close to a tie
 
     def weight(self, name: str) -> np.ndarray:
-        """int8 [rows, columns], decoded bit by bit from the file's Rice codes."""
+        """int8 [rows, columns], decoded bit by bit from the file's codes."""
         info = self.manifest.matrices[name]
         stream = iter(np.unpackbits(self.tensors[f"{name}.positions"], bitorder="little").tolist())
-        values = iter(self.tensors[f"{name}.values"].tolist())
+        values = self._values(name)
         weight = np.zeros((info.rows, info.columns), np.int8)
         for row, survivors in enumerate(self.tensors[f"{name}.row_survivors"]):
             column = -1
@@ -68,6 +69,22 @@ class Plain:
                 weight[row, column] = next(values)
         assert not any(stream)
         return weight
+
+    def _values(self, name: str) -> Iterator[int]:
+        """The survivors' values: a code grows bit by bit until it is one of the matrix's."""
+        lengths = self.tensors[f"{name}.value_lengths"].tolist()
+        values, code, before = {}, 0, 0
+        for length, value in sorted((lengths[v + 64 - (v > 0)], v) for v in range(-64, 65) if v):
+            if length:
+                code <<= length - before
+                values[length, code] = value
+                code, before = code + 1, length
+        seen, length = 0, 0
+        for bit in np.unpackbits(self.tensors[f"{name}.values"], bitorder="little").tolist():
+            seen, length = seen << 1 | bit, length + 1
+            if (length, seen) in values:
+                yield values[length, seen]
+                seen, length = 0, 0
 
     def linear(self, x: np.ndarray, name: str) -> np.ndarray:
         """Multiply [tokens, columns] float32 by a matrix: quantize, exact integers, dequantize."""

@@ -203,13 +203,16 @@ TENSORS: list[tuple[type[Exception], str, Callable[[Tensors], object]]] = [
     (errors.UnexpectedTensorError, "extra has no place", put("extra", np.zeros(1))),
     (errors.TensorDtypeError, "query.scale has dtype F64, must have F32", put(f"{QUERY}.scale", np.ones(8))),
     (errors.TensorShapeError, r"word has shape \[3, 8\]", put("embeddings.word", np.ones((3, 8), np.int8))),
-    (errors.TensorShapeError, r"query.values has shape \[2\]", put(f"{QUERY}.values", np.ones(2, np.int8))),
+    (errors.TensorShapeError, r"value_lengths has shape \[2\]", put(f"{QUERY}.value_lengths", np.ones(2, np.uint8))),
+    (errors.TensorDtypeError, "query.values has dtype I8", put(f"{QUERY}.values", np.ones(2, np.int8))),
     (errors.TensorShapeError, r"positions has shape \[1, 1\]", put(f"{QUERY}.positions", np.ones((1, 1), np.uint8))),
     (errors.SurvivorCountError, "query.row_survivors sum to", at(f"{QUERY}.row_survivors", 0, 99)),
     (errors.IndexRangeError, "query: row 0 has a survivor at column", at(f"{QUERY}.positions", 0, 0)),
     (errors.PositionsTruncatedError, "query: the stream ends", put(f"{QUERY}.positions", np.ones(1, np.uint8))),
     (errors.PositionsTrailingError, "query: bits are left", put(f"{QUERY}.positions", np.full(99, 255, np.uint8))),
-    (errors.WeightRangeError, "query: row 0 has a weight of 65", at(f"{QUERY}.values", 0, 65)),
+    (errors.ValueCodeError, "query: a code has 13 bits", at(f"{QUERY}.value_lengths", 0, 13)),
+    (errors.ValuesTruncatedError, "query: .* values do not fit", put(f"{QUERY}.values", np.ones(1, np.uint8))),
+    (errors.ValuesTrailingError, "query: bits are left", put(f"{QUERY}.values", np.full(999, 1, np.uint8))),
     (errors.ScaleError, "query.scale holds a scale", at(f"{QUERY}.scale", 0, np.nan)),
     (errors.ScaleError, "query.scale holds a scale", at(f"{QUERY}.scale", 0, 0)),
     (errors.ScaleError, "word.scale holds a scale", at("embeddings.word.scale", 0, np.inf)),
@@ -226,9 +229,9 @@ def test_tensors(folder: Path, error: type[Exception], message: str, edit: Calla
 
 def test_an_error_on_any_thread_reaches_the_caller(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "threads_from_quota", lambda: 4)
-    edit_tensors(folder, at("encoder.0.ffn_out.values", 0, -65))
+    edit_tensors(folder, at("encoder.0.ffn_out.value_lengths", 0, 13))
     for _ in range(20):
-        with pytest.raises(errors.WeightRangeError, match=r"ffn_out: row \d+ has a weight of -65"):
+        with pytest.raises(errors.ValueCodeError, match="ffn_out: a code has 13 bits"):
             engine.load(folder, threads=4)
 
 

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli import app
+from service.inspection import size
 from service.keys import Keyring
 from tests.service import artifacts
 from tests.service.artifacts import CLS, NER, QA
@@ -96,7 +97,7 @@ def test_inspect_shows_matrices_sizes_quality_and_provenance(folder: Path) -> No
     ):
         assert part in out, out
     for matrix in json.loads(run("inspect", folder / "ner", "--json")[1])["matrices"]:
-        assert f"{100 * matrix['sparsity']:.1f} {matrix['bytes']}B " in out
+        assert f"{100 * matrix['sparsity']:.1f} {size(matrix['bytes']).replace(' ', '')} " in out
     assert "times smaller than dense float32" in " ".join(out.split())
 
 
