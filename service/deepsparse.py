@@ -250,7 +250,7 @@ def add_deepsparse_routes(app: FastAPI, pipeline: Pipeline, models: Models) -> N
 
     @app.post("/predict", openapi_extra=DOCUMENTED, responses=ANSWERED, tags=["DeepSparse"])
     async def predict(request: HttpRequest) -> HttpResponse:
-        """Answer a body of DeepSparse with the first model, by name, of the task that the body is for."""
+        """Answer a body of DeepSparse with the default model of the task that the body is for."""
         return await answered(request, None)
 
     @app.post("/predict/{name}", openapi_extra=DOCUMENTED, responses=ANSWERED, tags=["DeepSparse"])

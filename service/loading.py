@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -22,10 +22,10 @@ class GoldenError(Exception):
     """A model does not answer one of its golden examples as its manifest says."""
 
 
-def load_models(folder: Path, threads: int | None) -> Models:
+def load_models(folder: Path, threads: int | None, preferred: Sequence[str] = ()) -> Models:
     """Load and prove every artifact in a subfolder of `folder`; `threads` None is the CPU quota.
 
-    An artifact that fails is in `failures` with the reason and does not serve; the others do.
+    An artifact that fails is in `failures` with the reason and does not serve; the others do. `preferred`: see Models.
 
     Raises:
         StartupError: no such folder, or no artifact in it; more threads than CPUs, or an ISA that the CPU lacks.
@@ -48,7 +48,7 @@ def load_models(folder: Path, threads: int | None) -> Models:
             serving[model.name] = model
     gc.collect()
     engine.release_memory()
-    return Models(serving, failures)
+    return Models(serving, failures, preferred=preferred)
 
 
 def artifact_paths(folder: Path) -> list[Path]:

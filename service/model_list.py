@@ -57,8 +57,7 @@ def add_model_routes(app: FastAPI, models: Models) -> None:
     async def list_models() -> ModelList:
         """List the models that serve, with their size, sparsity and quality."""
         serving = sorted(models.serving.values(), key=lambda model: model.name)
-        firsts = {model.task: model.name for model in reversed(serving)}
-        return ModelList(models=[_info(model, firsts[model.task] == model.name) for model in serving])
+        return ModelList(models=[_info(model, models.default(model.task) is model) for model in serving])
 
 
 def _info(model: Model, default: bool) -> ModelInfo:

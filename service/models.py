@@ -1,6 +1,6 @@
 """The models that serve, and which of them answers a request."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -65,27 +65,36 @@ class Models:
 
     `failures` failed at the start and keep /readyz at 503. `refused` are the last attempts since then that failed: the
     model that served before, if any, goes on. While the server runs, service/reloading.py alone replaces the mappings,
-    as a whole: look a model up when a request comes, and keep it for that request only.
+    as a whole: look a model up when a request comes, and keep it for that request only. `preferred` are names, the
+    most wanted first, that go before others where a request names no model.
     """
 
     serving: Mapping[str, Model]
     failures: Mapping[str, str]
     refused: Mapping[str, str] = field(default_factory=dict)
+    preferred: Sequence[str] = ()
+
+    def default(self, task: str) -> Model | None:
+        """Return the model for requests of a task that name none: the preferred one, else the first by name."""
+        able = {model.name for model in self.serving.values() if model.task == task}
+        name = next((name for name in (*self.preferred, *sorted(able)) if name in able), None)
+        return None if name is None else self.serving[name]
 
     def find(self, task: str, name: str | None) -> Model:
-        """Return the model called `name`, or the task's first by name.
+        """Return the model called `name`, or the task's default.
 
         Raises:
             UnknownModelError: there is none; the message lists those that there are.
             InvalidRequestError: it does another task.
         """
-        able = sorted(model.name for model in self.serving.values() if model.task == task)
         if name is None:
-            if not able:
+            default = self.default(task)
+            if default is None:
                 raise UnknownModelError(f"no model here does {task}{self._failed()}")
-            return self.serving[able[0]]
+            return default
         model = self.named(name)
         if model.task != task:
+            able = sorted(other.name for other in self.serving.values() if other.task == task)
             raise InvalidRequestError.at(
                 "/model",
                 f"the model does {model.task}; ask it at /v1/{model.task}"

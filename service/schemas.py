@@ -148,7 +148,7 @@ OneOrMany = Annotated[
     Annotated[Item, Tag("one")] | Annotated[list[Item], FirstErrorOnly(), Tag("many")], Discriminator(one_or_many)
 ]
 
-ModelName = Annotated[str | None, Field(description="model to ask; null: the task's first by name")]
+ModelName = Annotated[str | None, Field(description="model to ask; null: the task's default, see /v1/models")]
 
 
 class Inputs(Strict, Generic[Item]):

@@ -112,7 +112,7 @@ def serve(settings: Settings) -> int:
     log.info("settings", extra={"fields": {"settings": shown_settings(settings)}})
     with bind(settings.host, settings.port) as listener, bind_probes(settings) as probe_listener:
         began = perf_counter()
-        models = load_models(settings.models_dir, settings.threads)
+        models = load_models(settings.models_dir, settings.threads, settings.default_models)
         app = create_app(settings, models)
         engines = {(model.details.get("isa"), model.details.get("threads")) for model in models.serving.values()}
         greeting = (

@@ -38,6 +38,12 @@ class Settings(BaseModel):
         Field(ge=0, le=65535, description="port of probes and metrics, with a thread of its own; 0 takes a free one"),
     ] = 9090
     models_dir: Annotated[Path, Field(description="folder with one artifact per subfolder")] = EMBEDDED_MODELS
+    # Two of the embedded models label texts, and "sentiment" was there first.
+    default_models: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_listed),
+        Field(description="models for requests that name none, with commas between them; of others the first by name"),
+    ] = ("sentiment",)
     threads: Annotated[int | None, Field(ge=1, le=512, description="engine threads; unset: the cgroup's CPU quota")] = (
         None
     )

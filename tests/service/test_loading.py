@@ -37,6 +37,17 @@ def test_the_first_model_by_name_is_the_tasks_default(tmp_path: Path) -> None:
         models.find(NER, None)
 
 
+def test_preferred_models_go_before_the_first_by_name_while_they_serve(tmp_path: Path) -> None:
+    for name in ("a-model", "b-model", "c-model"):
+        artifacts.write(tmp_path, CLS, name=name)
+    artifacts.write(tmp_path, NER, name="z-model")
+    models = load_models(tmp_path, 1, ("gone", "z-model", "c-model", "b-model"))
+    assert models.find(CLS, None).name == "c-model"
+    assert models.find(NER, None).name == "z-model"
+    models.serving = {name: model for name, model in models.serving.items() if name != "c-model"}
+    assert models.find(CLS, None).name == "b-model"
+
+
 @pytest.mark.parametrize("task", [QA, CLS, NER])
 def test_a_model_that_does_not_give_its_golden_answer_does_not_serve(tmp_path: Path, task: str) -> None:
     wrong: dict[str, Any] = {
