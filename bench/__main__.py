@@ -81,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument("--full", action="store_true", help="model level: the whole grid, many hours")
     made.add_argument("--repeats", type=int, help=f"rounds of the model level (default {REPEATS}; 3 with --quick)")
     made.add_argument("--minutes", type=float, default=SOAK_MINUTES, help="soak level: how long (default %(default)g)")
+    made.add_argument(
+        "--apart", action="store_true", help="http level: the service has a CPU for itself, clients others"
+    )
     made.add_argument("--threads", type=int, default=engine.threads_from_quota(), help="most threads (default: quota)")
     made.add_argument("--engines", nargs="+", choices=list(ENGINES), help="model level: only these (default: all)")
     made.add_argument("--models", nargs="+", help="model level: only cases of these models")
@@ -173,7 +176,7 @@ def run_kernels(options: argparse.Namespace, folder: Path, _conversions: Convers
 def run_http(options: argparse.Namespace, folder: Path, _conversions: Conversions, _missing: object) -> None:
     """Write http.csv and http_alone.csv."""
     seconds = 1.5 if options.quick else HTTP_SECONDS
-    loaded, alone = http_level.measure(options.threads, seconds, _note)
+    loaded, alone = http_level.measure(options.threads, seconds, _note, alone_on_cpu=options.apart)
     write_rows(folder / "http.csv", loaded)
     write_rows(folder / "http_alone.csv", alone)
 

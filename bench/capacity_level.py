@@ -2,18 +2,15 @@
 
 import asyncio
 import json
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
-from pathlib import Path
 from typing import Any, Final
 
 import engine
 from bench.fleet import Autoscaler, Fleet, Loss, Routing, Scene, always, bursts, spike
-from bench.footprint import ROOT, service
+from bench.footprint import ROOT, apart, service
 from bench.http_level import quantiles
 from bench.load_generator import Connections, Request, offer, poisson, saturate
 from bench.simulation import Service
@@ -83,7 +80,7 @@ def _curve_row(curve: Curve) -> Row:
 def load_test(curves: dict[str, Curve], size: Size, progress: Callable[[str], None]) -> list[Row]:
     """Offer each workload to a pod of one CPU at shares of what the plan says that it can do."""
     rows: list[Row] = []
-    with _apart() as pin, service(None, 1) as (process, port, probe_port):
+    with apart() as pin, service(None, 1) as (process, port, probe_port):
         pin(process.pid)
         for name, (mean, p99) in WORKLOADS.items():
             requests, tokens = asyncio.run(_requests(port, name, mean, p99))
@@ -91,23 +88,6 @@ def load_test(curves: dict[str, Curve], size: Size, progress: Callable[[str], No
             one = pod(demand, curves[name])
             rows += asyncio.run(_rates(port, probe_port, name, requests, one, size.load_seconds, progress))
     return rows
-
-
-@contextmanager
-def _apart() -> Iterator[Callable[[int], None]]:
-    """Keep this process off the CPU that the service gets, so that the pod has one CPU and nobody else has it."""
-    cpus = sorted(os.sched_getaffinity(0))
-
-    def pin(pid: int) -> None:
-        if len(cpus) > 1:
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                os.sched_setaffinity(int(task.name), cpus[:1])
-            os.sched_setaffinity(0, cpus[1:])
-
-    try:
-        yield pin
-    finally:
-        os.sched_setaffinity(0, cpus)
 
 
 async def _requests(port: int, model: str, mean: float, p99: float) -> tuple[list[Request], float]:

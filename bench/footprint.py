@@ -1,4 +1,5 @@
-"""Load time and resident memory, of the engine alone and of the whole service, each in fresh processes.
+"""Load time and resident memory, of the engine alone and of the whole service, each in fresh processes; and how other
+levels run the service.
 
 `python -m bench.footprint ARTIFACT THREADS` is the fresh process of the engine; it prints JSON.
 """
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,6 +66,26 @@ def service(models: Path | None, threads: int) -> "Iterator[tuple[subprocess.Pop
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def apart() -> Iterator[Callable[[int], None]]:
+    """Give a function that puts the process with an id on the first CPU, and this one, until the end, on the others.
+
+    So a service has one CPU and nobody else has it, as in a pod. With a single CPU nothing is moved.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+
+    def pin(pid: int) -> None:
+        if len(cpus) > 1:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(task.name), cpus[:1])
+            os.sched_setaffinity(0, cpus[1:])
+
+    try:
+        yield pin
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int) -> None:

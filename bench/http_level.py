@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from bench.footprint import resident_bytes, service
+from bench.footprint import apart, resident_bytes, service
 from bench.load_generator import Connections, Outcome, Request, offer, poisson, saturate
 from bench.summary import quantile
 
@@ -51,22 +51,32 @@ KINDS = ("short", "long")
 Row = dict[str, Any]
 
 
-def measure(threads: int, seconds: float, progress: Callable[[str], None]) -> tuple[list[Row], list[Row]]:
+def measure(
+    threads: int, seconds: float, progress: Callable[[str], None], *, alone_on_cpu: bool = False
+) -> tuple[list[Row], list[Row]]:
     """Give the rows of http.csv, one per workload and rate, and of http_alone.csv, one per request.
+
+    alone_on_cpu: the service has the first CPU for itself and one engine thread, the load generator has the others.
 
     Raises RuntimeError for a wrong answer or none.
     """
-    with service(None, threads) as (process, port, probe_port):
+    threads = 1 if alone_on_cpu else threads
+    with apart() as pin, service(None, threads) as (process, port, probe_port):
+        if alone_on_cpu:
+            pin(process.pid)
         workloads = {name: uvloop.run(checked(port, *question)) for name, question in QUESTIONS.items()}
         progress("one client")
         alone = [
-            {"workload": name, "kind": request.kind, "threads": threads} | uvloop.run(overhead(port, request))
+            {"workload": name, "kind": request.kind, "threads": threads, "apart": alone_on_cpu}
+            | uvloop.run(overhead(port, request))
             for name, requests in workloads.items()
             for request in requests
         ]
         workloads["all three"] = [request for requests in zip(*workloads.values(), strict=True) for request in requests]
         loaded = [
-            {"workload": name, "threads": threads} | row | {"resident_bytes": resident_bytes(process.pid)}
+            {"workload": name, "threads": threads, "apart": alone_on_cpu}
+            | row
+            | {"resident_bytes": resident_bytes(process.pid)}
             for name, requests in workloads.items()
             for row in uvloop.run(_rates(port, probe_port, name, requests, seconds, progress))
         ]

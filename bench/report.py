@@ -224,7 +224,8 @@ def _http(rows: Rows) -> str:
     head += ["p99 short", "p99 long", "/readyz max", "/metrics max", "sent", "errors"]
     note = (
         "Open loop, Poisson arrivals, latency of accepted requests from the intended time of departure, all with a "
-        f"deadline of {DEADLINE_MS} ms; the load generator shares the machine."
+        f"deadline of {DEADLINE_MS} ms; the load generator "
+        + ("has CPUs of its own, the service one." if rows[0].get("apart") == "True" else "shares the machine.")
     )
     return f"## HTTP, embedded models\n\n{note}\n\n{table(head, lines)}"
 
