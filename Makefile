@@ -15,7 +15,7 @@ SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find engine/src
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test check bench lock clean
+.PHONY: help setup serve test check bench models lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,10 @@ check: $(VENV)/.dev ## Lint, formatting, types
 bench: LEVEL ?= all
 bench: $(VENV)/.dev .venv-bench/.made ## Run the benchmarks (see bench/)
 	@$(BIN)/python -m bench $(LEVEL)
+
+models: DATA ?= data
+models: $(VENV)/.dev ## Train, embed and judge the models again, from the data sets in DATA (hours; goes on after a stop)
+	@$(BIN)/python -m bench.embedded --data "$(DATA)"
 
 lock: $(VENV)/.dev ## Write the environment's versions into constraints.txt, with hashes into image/*.lock
 	@grep '^#' constraints.txt > $(VENV)/constraints.new

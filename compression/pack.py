@@ -115,7 +115,7 @@ def write_artifact(
         _write_files(scratch, document, everything, tokenizer_json, model_card)
         checked = engine.load(scratch, threads=1).manifest
         scratch.chmod(0o755)  # mkdtemp's 0700 would shut out the server's user
-        _put_in_place(scratch, folder)
+        put_in_place(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return checked
@@ -136,7 +136,7 @@ def write_quality(folder: str | Path, quality: Mapping[str, Any], model_card: Mo
         _write_words(scratch, document, model_card)
         checked = engine.load(scratch, threads=1).manifest
         scratch.chmod(0o755)  # as in write_artifact
-        _put_in_place(scratch, folder)
+        put_in_place(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return checked
@@ -225,7 +225,7 @@ def _seal(path: Path) -> dict[str, Any]:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": file.tell()}
 
 
-def _put_in_place(scratch: Path, folder: Path) -> None:
+def put_in_place(scratch: Path, folder: Path) -> None:
     """Rename the finished folder to its name; an artifact that stands there goes away only after."""
     if not folder.exists():
         scratch.rename(folder)
