@@ -91,6 +91,7 @@ METHODS: Final = {
     "dense": "dense",
     "one-shot": "one-shot magnitude, 90 %",
     "task": "gradual magnitude on the task, 90 %",
+    "hidden": "the same, with hidden states",
     "ofa-85": "Prune OFA, 85 %",
     "ofa-90": "Prune OFA, 90 %",
     "obert": "oBERT on the task, 90 %",
@@ -113,7 +114,7 @@ def recipe(method: str, task: str, seed: int) -> str:
             budget.tables,
             f"[teacher]\n{teacher}\n{trained}",
             _sparse(method, budget),
-            f"[quantize.distillation]\n{_DISTILLATION}",
+            f"[quantize.distillation]\n{_distillation(method)}",
             f"[quantize.training]\nepochs = {budget.quantize}\nlearning_rate = {budget.quantize_rate}\n"
             f"batch_size = {budget.batch_size}\nwarmup = 0.05\n{_COMMON}",
         )
@@ -127,7 +128,11 @@ def run_folder(method: str, task: str, seed: int) -> str:
 
 # Embeddings hold half of a small model's weights and most of its optimizer's time; dropout two fifths of a step's.
 _COMMON: Final = 'dropout = 0.0\nfreeze_embeddings = true\nmixed_precision = "bf16"\n'
-_DISTILLATION: Final = "task = 0.0\nteacher = 1.0\n"
+
+
+def _distillation(method: str) -> str:
+    """The teacher's logits alone, or the states of its layers too: ten times their distance is of the logits' size."""
+    return "task = 0.0\nteacher = 1.0\n" + ("hidden = 10.0\n" if method == "hidden" else "")
 
 
 def _sparse(method: str, budget: Budget) -> str:
@@ -140,9 +145,9 @@ def _sparse(method: str, budget: Budget) -> str:
         sparsity = 0.0 if method == "dense" else 0.9
         return f"[prune]\nsparsity = {sparsity}\n\n[prune.training]\n{NO_TRAINING}\n"
     if method.startswith("ofa"):
-        return f"[transfer.distillation]\n{_DISTILLATION}\n[transfer.training]\n{training}"
-    distillation = f"[prune.distillation]\n{_DISTILLATION}\n"
-    if method == "task":
+        return f"[transfer.distillation]\n{_distillation(method)}\n[transfer.training]\n{training}"
+    distillation = f"[prune.distillation]\n{_distillation(method)}\n"
+    if method in ("task", "hidden"):
         return f"[prune]\nsparsity = 0.9\nend = 0.6\n\n{distillation}[prune.training]\n{training}"
     # Four steps, the first to 70 % at once, a rewind of the rate with each (arXiv 2203.07259).
     steps = [round(share * budget.epochs, 3) for share in (0.0, 0.2, 0.4, 0.6)]

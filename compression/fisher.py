@@ -32,7 +32,8 @@ def add_gradient(fisher: Tensor, gradient: Tensor, mask: Tensor | None, pattern:
     """Add g g^T of a gradient [out, in] in place. Pruned weights count as constants: their gradient is left out."""
     gradient = gradient.float() if mask is None else gradient.float() * mask
     flat = _blocks(pattern.group(gradient), fisher.shape[1])
-    fisher.baddbmm_(flat.unsqueeze(2), flat.unsqueeze(1))
+    # Not baddbmm: on a CPU that takes up to thirteen times as long, for blocks of 16.
+    fisher.addcmul_(flat.unsqueeze(2), flat.unsqueeze(1))
 
 
 def finish_fisher(fisher: Tensor, gradients: int, damping: float) -> Tensor:

@@ -4,13 +4,24 @@ import json
 import random
 from pathlib import Path
 
+from compression.read_recipe import load_recipe
+from compression.recipe import Recipe
 from tests.random_artifact import write_random_artifact
 from tests.service.artifacts import CLS, NER, QA, edit
 
 RECIPES = Path(__file__).parents[2] / "compression" / "recipes"
-TASKS = {"ner": NER, "qa": QA, "sentiment": CLS}
+TASKS = {"intent": CLS, "ner": NER, "qa": QA, "sentiment": CLS}
 GROUPS = ("PER", "ORG", "LOC", "MISC")
 WNUT = ("person", "group", "corporation", "location", "product", "creative-work")
+
+
+def _intents() -> tuple[str, ...]:
+    recipe = load_recipe(RECIPES / "intent.toml")
+    assert isinstance(recipe, Recipe)
+    return recipe.task.labels
+
+
+INTENTS = _intents()
 
 
 def write_data(folder: Path, examples: int = 24) -> Path:
@@ -19,6 +30,9 @@ def write_data(folder: Path, examples: int = 24) -> Path:
     for name in ("train", "dev", "test"):
         rows = [f"{_words(chance)} {'good' if i % 2 else 'bad'} film\t{i % 2}" for i in range(examples)]
         _write(folder / f"sst2/{name}.tsv", "sentence\tlabel\n" + "\n".join(rows) + "\n")
+    for name in ("train", "test"):
+        rows = [f'"{_words(chance)}, please",{INTENTS[i % len(INTENTS)]}' for i in range(examples)]
+        _write(folder / f"intent/banking77/{name}.csv", "text,category\n" + "\n".join(rows) + "\n")
     for name in ("train", "testa", "testb"):
         _write(folder / f"conll2003/eng.{name}", _columns(chance, examples, GROUPS, " X X "))
     _write(folder / "ner_open/wikigold/wikigold.conll.txt", _columns(chance, examples, GROUPS, " "))
@@ -37,7 +51,7 @@ def write_artifacts(folder: Path) -> Path:
     """Write a random artifact for each embedded model, with its shipped recipe; they know 64 tokens a window."""
     for name, task in TASKS.items():
         tags = ("O", *(f"{prefix}-{group}" for group in GROUPS for prefix in "BI"))
-        labels = tags if task == NER else None
+        labels = {"ner": tags, "intent": INTENTS}.get(name)
         write_random_artifact(folder / name, name=name, task=task, labels=labels, layers=1, hidden=32, heads=2, ffn=64)
         judged_as(folder / name, name)
     return folder
@@ -46,7 +60,7 @@ def write_artifacts(folder: Path) -> Path:
 def judged_as(artifact: Path, name: str) -> None:
     """Let an artifact say that a shipped recipe made it."""
     text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
-    metric = {"ner": "entity_f1", "qa": "f1", "sentiment": "accuracy"}[name]
+    metric = {NER: "entity_f1", QA: "f1", CLS: "accuracy"}[TASKS[name]]
     edit(artifact, lambda manifest: manifest["provenance"].update(recipe=text))
     edit(artifact, lambda manifest: manifest["quality"].update(metric=metric, dense=0.5))
 

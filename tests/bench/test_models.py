@@ -18,10 +18,11 @@ from bench.judge.subject import Subject
 from bench.record import read_rows
 from bench.results import with_results
 from service.loading import load_models
-from tests.bench.judged_data import write_artifacts, write_data
+from tests.bench.judged_data import TASKS, write_artifacts, write_data
 from tests.random_artifact import write_random_artifact
 from tests.service.artifacts import edit
 
+NAMES = sorted(TASKS)
 EMBEDDED = sorted(path.parent for path in models.EMBEDDED.glob("*/manifest.json"))
 
 
@@ -51,12 +52,12 @@ def judge(place: Path, *more: str) -> None:
 
 
 def test_a_run_measures_everything(place: Path) -> None:
-    assert records.models(place / "record") == ["ner", "qa", "sentiment"]
+    assert records.models(place / "record") == NAMES
     for name in records.models(place / "record"):
         found = records.tables(place / "record", name)
         assert set(found) == {*MEASUREMENTS, *(["floats"] if name == "sentiment" else [])}
         sets = {row["set"] for row in found["scores"]}
-        assert len(sets) == {"ner": 5, "qa": 2, "sentiment": 2}[name]
+        assert len(sets) == {"intent": 1, "ner": 5, "qa": 2, "sentiment": 2}[name]
         for row in found["scores"]:
             assert 0 <= float(row["low"]) <= float(row["score"]) <= float(row["high"]) <= 100
         assert sum(int(row["examples"]) for row in found["lengths"]) == int(found["scores"][0]["examples"])
@@ -117,7 +118,7 @@ def test_what_is_measured_is_not_measured_again_unless_weights_change(
     monkeypatch.setattr(models, "MEASUREMENTS", replaced)
     before = {path: path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file() and path.suffix != ".txt"}
     judge(copy, "--teachers", f"sentiment={place / 'run'}")
-    assert asked == [(name, "facts") for name in ("ner", "qa", "sentiment")]
+    assert asked == [(name, "facts") for name in NAMES]
     asked.clear()
     assert before == {path: path.read_bytes() for path in before}
     # Other weights under the same name, and a run that was stopped before its last measurement.
@@ -128,7 +129,11 @@ def test_what_is_measured_is_not_measured_again_unless_weights_change(
     edit(copy / "models" / "sentiment", lambda manifest: manifest["quality"].update(metric="accuracy"))
     (copy / "record" / "qa" / "errors.csv").unlink()
     judge(copy)
-    assert asked == [("ner", "facts"), ("qa", "facts"), ("qa", "errors"), *(("sentiment", name) for name in replaced)]
+    assert asked == [
+        *((name, "facts") for name in NAMES[:-1]),
+        ("qa", "errors"),
+        *(("sentiment", name) for name in replaced),
+    ]
     assert "scores" not in records.tables(copy / "record", "sentiment"), "rows of the former weights are out"
     assert engine.read_manifest(copy / "models" / "sentiment").quality["quantized"] is None
     assert "| not measured |" in (copy / "page.md").read_text()
@@ -141,7 +146,7 @@ def test_the_page_is_made_of_rows_alone(place: Path) -> None:
     (place / "page.md").write_text(with_results(text, "", models.BEGIN, models.END))
     judge(place, "report")
     assert (place / "page.md").read_text() == text
-    for name in ("ner", "qa", "sentiment"):
+    for name in NAMES:
         assert f"\n## {name}\n" in text
     assert "100 %: no test" in text, "the reviews are in the training file"
 

@@ -57,8 +57,8 @@ def test_a_limit_draws_the_same_examples_each_time(data: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    for name in ("ner", "qa", "sentiment"):
-        for one in (main_set(recipe(name)), *OTHERS[recipe(name).data.dataset]):
+    for name in ("ner", "qa", "sentiment", "intent"):
+        for one in (main_set(recipe(name)), *OTHERS.get(recipe(name).data.dataset, ())):
             with pytest.raises(DataError, match="no such file; give the folder"):
                 read_set(one, tmp_path, recipe(name))
 
