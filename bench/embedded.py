@@ -16,7 +16,7 @@ from typing import Final
 import engine
 from bench import models
 from bench.results import ROOT
-from compression.data import find_source, read_examples
+from compression.data import find_source, read_examples, read_training
 from compression.examples import DataError
 from compression.pack import put_in_place
 from compression.read_recipe import parse_recipe
@@ -64,8 +64,8 @@ def check(recipe: Path, data: Path) -> None:
     read = parse_recipe(recipe.read_text(encoding="utf-8"), str(recipe))
     if not isinstance(read, Recipe):
         raise RecipeError(f"{recipe}: a language model's recipe gives no artifact; name recipes of tasks")
-    for name in (read.data.train, read.data.validation):
-        read_examples(find_source(data, name), read.task, read.data.table)
+    read_training(data, read.task, read.data)
+    read_examples(find_source(data, read.data.validation), read.task, read.data.table)
 
 
 def train(recipe: Path, data: Path, run: Path, threads: int) -> Path:

@@ -14,7 +14,7 @@ from compression.examples import (
     tags_of,
     to_iob2,
 )
-from compression.recipe import Table, Task
+from compression.recipe import Data, Table, Task
 
 __all__ = [
     "DataError",
@@ -26,6 +26,7 @@ __all__ = [
     "read_conll",
     "read_examples",
     "read_squad",
+    "read_training",
     "tags_of",
     "to_iob2",
 ]
@@ -34,6 +35,25 @@ __all__ = [
 def find_source(folder: Path, name: str) -> Path | str:
     """Return what `read_examples` reads: a file in the data folder, or a set on the hub as it is named."""
     return name if name.startswith(PREFIX) else folder / name
+
+
+def read_training(folder: Path, task: Task, data: Data) -> list[Example]:
+    """Read what a recipe trains on: its file or set without what is left out, at most as many examples as it says.
+
+    Raises DataError as `read_examples` does, and for a `leave_out` that no article has.
+    """
+    source = find_source(folder, data.train)
+    examples = read_examples(source, task, data.table)
+    if data.leave_out:
+        origins = {example.source for example in examples if isinstance(example, QuestionExample)}
+        for name in data.leave_out:
+            if name not in origins:
+                found = ", ".join(sorted(filter(None, origins))) or "none"
+                raise DataError(f'{source}: no article has "source": "{name}", as data.leave_out says; found: {found}')
+        examples = [e for e in examples if isinstance(e, QuestionExample) and e.source not in data.leave_out]
+        if not examples:
+            raise DataError(f"{source}: data.leave_out leaves nothing to train on")
+    return examples[: data.train_limit or None]
 
 
 def read_examples(source: Path | str, task: Task, table: Table | None = None) -> list[Example]:
@@ -81,18 +101,19 @@ def read_squad(path: Path) -> list[QuestionExample]:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        paragraphs = [paragraph for article in document["data"] for paragraph in article["paragraphs"]]
+        paragraphs = [(article, paragraph) for article in document["data"] for paragraph in article["paragraphs"]]
         return [
             QuestionExample(
                 id=str(qa["id"]),
                 question=qa["question"],
                 context=paragraph["context"],
                 answers=tuple((int(answer["answer_start"]), answer["text"]) for answer in qa["answers"]),
+                source=str(article.get("source", "")),
             )
-            for paragraph in paragraphs
+            for article, paragraph in paragraphs
             for qa in paragraph["qas"]
         ]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a SQuAD JSON file, as question-answering needs: {error!r}") from error
 
 

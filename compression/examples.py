@@ -12,13 +12,14 @@ class DataError(ValueError):
 class QuestionExample:
     """A question on a context; `answers` are (first code point, text) pairs, the first one is trained on.
 
-    Without answers the context does not answer it (SQuAD v2.0).
+    Without answers the context does not answer it (SQuAD v2.0). `source` says where its article comes from, if it does.
     """
 
     id: str
     question: str
     context: str
     answers: tuple[tuple[int, str], ...]
+    source: str = ""
 
 
 @dataclass(frozen=True)

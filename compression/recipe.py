@@ -68,7 +68,10 @@ class Validation:
 
 @dataclass(frozen=True)
 class Data:
-    """Files, relative to the data folder given on the command line, or sets on the hub (`hub:...`); their credits."""
+    """Files, relative to the data folder given on the command line, or sets on the hub (`hub:...`); their credits.
+
+    Articles of a SQuAD file whose field `source` is in `leave_out` are not trained on: a domain to be judged on.
+    """
 
     dataset: str
     train: str
@@ -77,6 +80,7 @@ class Data:
     more_validation: tuple[Validation, ...] = ()
     table: Table = field(default_factory=Table)
     train_limit: int = 0
+    leave_out: tuple[str, ...] = ()
     validation_limit: int = 0
     sources: tuple[Source, ...] = ()
 

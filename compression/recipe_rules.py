@@ -105,6 +105,8 @@ def _check_task_recipe(recipe: Recipe) -> None:
 
 
 def _check_data(data: Data, task: Task) -> None:
+    squad = task.name == "question-answering"
+    _require(squad or not data.leave_out, "data.leave_out", list(data.leave_out), "absent: it is for SQuAD files")
     for key in ("train_limit", "validation_limit"):
         _require(getattr(data, key) >= 0, f"data.{key}", getattr(data, key), ">= 0 (0 = all)")
     splits = [data.split, *(more.split for more in data.more_validation)]

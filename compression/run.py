@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from compression import processes, prune
 from compression.batches import count_steps
 from compression.checkpoint import CheckpointError, encoder_matrices, load_config, load_model, load_tokenizer
-from compression.data import Example, find_source, read_examples
+from compression.data import Example, find_source, read_examples, read_training
 from compression.encode import Encoder, Window
 from compression.evaluate import Predict, evaluate, torch_predictor
 from compression.files import remove, write_text, writing
@@ -66,7 +66,7 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
         examples = read_examples(find_source(data, name), recipe.task, recipe.data.table)
         return examples[:limit] if limit else examples
 
-    training = read(recipe.data.train, recipe.data.train_limit)
+    training = read_training(data, recipe.task, recipe.data)
     validation = read(recipe.data.validation, recipe.data.validation_limit)
     further = {more.split: read(more.file, recipe.data.validation_limit) for more in recipe.data.more_validation}
     locked: prune.Masks = {}

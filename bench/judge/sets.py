@@ -1,6 +1,5 @@
 """What an artifact is judged on: its recipe's validation set, sets that no choice looked at, and other domains."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.data import find_source, read_conll, read_examples, read_squad
+from compression.data import find_source, read_conll, read_examples, read_squad, read_training
 from compression.examples import DataError, Example, QuestionExample, TaggedExample, TextExample
 from compression.recipe import Recipe, Task
 
@@ -117,13 +116,10 @@ def _renamed(example: TaggedExample, groups: Mapping[str, str]) -> TaggedExample
 
 
 def _of_source(path: Path, source: str) -> list[QuestionExample]:
-    examples = read_squad(path)
-    articles = json.loads(path.read_text(encoding="utf-8"))["data"]
-    wanted = [article for article in articles if article.get("source") == source]
-    ids = {str(qa["id"]) for article in wanted for paragraph in article["paragraphs"] for qa in paragraph["qas"]}
-    if not ids:
+    examples = [example for example in read_squad(path) if example.source == source]
+    if not examples:
         raise DataError(f'{path}: has no articles with "source": "{source}"')
-    return [example for example in examples if example.id in ids]
+    return examples
 
 
 def share_seen(examples: Sequence[Example], training: Iterable[Example]) -> float:
@@ -144,8 +140,7 @@ def _identity(example: Example) -> tuple[str, ...]:
 
 def training_examples(recipe: Recipe, data: Path) -> list[Example]:
     """Read what the recipe trained on. Raises DataError where it is not at hand."""
-    examples = read_examples(find_source(data, recipe.data.train), recipe.task, recipe.data.table)
-    return examples[: recipe.data.train_limit or None]
+    return read_training(data, recipe.task, recipe.data)
 
 
 def kept_groups(chosen: JudgingSet, task: Task) -> frozenset[str]:

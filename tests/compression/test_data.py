@@ -5,8 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compression.data import DataError, TaggedExample, find_source, read_examples, tags_of, to_iob2
-from compression.recipe import Task
+from compression.data import (
+    DataError,
+    QuestionExample,
+    TaggedExample,
+    find_source,
+    read_examples,
+    read_training,
+    tags_of,
+    to_iob2,
+)
+from compression.recipe import Data, Task
 from tests.compression import tiny
 
 SENTIMENT = Task("text-classification", labels=("negative", "positive"))
@@ -99,3 +108,28 @@ def test_sources_are_files_in_the_data_folder_or_sets_on_the_hub() -> None:
 def test_a_missing_file_names_the_option(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file; give the folder that holds it with --data"):
         read_examples(tmp_path / "none", QUESTIONS)
+
+
+def test_articles_of_a_source_are_left_out_of_training(tmp_path: Path) -> None:
+    def article(source: str | None, number: int) -> dict[str, object]:
+        questions = [{"id": f"{source}-{number}", "question": "who?", "answers": [{"text": "mary", "answer_start": 0}]}]
+        paragraphs = [{"context": "mary was here", "qas": questions}]
+        return {"paragraphs": paragraphs} | ({"source": source} if source else {})
+
+    articles = [article(source, i) for i, source in enumerate(("wiki", "shop", None, "shop", "news"))]
+    (tmp_path / "train.json").write_text(json.dumps({"data": articles}))
+    task = Task("question-answering")
+
+    def kept(*names: str, limit: int = 0) -> list[str]:
+        data = Data("x", "train.json", "dev.json", leave_out=names, train_limit=limit)
+        found = read_training(tmp_path, task, data)
+        return [example.id for example in found if isinstance(example, QuestionExample)]
+
+    assert kept() == ["wiki-0", "shop-1", "None-2", "shop-3", "news-4"]
+    assert kept("shop") == ["wiki-0", "None-2", "news-4"]
+    assert kept("shop", "wiki", limit=1) == ["None-2"]
+    with pytest.raises(DataError, match=r'"source": "shops", as data\.leave_out says; found: news, shop, wiki'):
+        kept("shops")
+    (tmp_path / "train.json").write_text(json.dumps({"data": [article("shop", 0)]}))
+    with pytest.raises(DataError, match="leaves nothing to train on"):
+        kept("shop")

@@ -112,6 +112,7 @@ def test_values_arrive_typed_and_defaults_hold(tmp_path: Path) -> None:
         ("window = 32", "pairs = true", "it must be a table of ['text', 'text_pair'] for text-classification"),
         ('dataset = "made up"', 'dataset = "x"\ntable = {text_pair = "b"}', "absent without task.pairs"),
         ('dataset = "made up"', 'dataset = "x"\ntable = {separator = ""}', "'data.table.separator' is ''"),
+        ('dataset = "made up"', 'dataset = "x"\nleave_out = ["x"]', "'data.leave_out' is ['x']; it must be absent"),
         ('dataset = "made up"', 'dataset = "x"\ntable = {bad_lines = -1}', "'data.table.bad_lines' is -1"),
         ('dataset = "made up"', 'dataset = "x"\ntable = {lable = "y"}', "did you mean 'data.table.label'"),
         ('dataset = "made up"', 'dataset = "x"\nmore_validation = [{split = "dev", file = "f"}]', "without repetition"),
