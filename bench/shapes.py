@@ -6,8 +6,10 @@ is large and the parent of a benchmark should be small.
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+from compression.shapes import SHAPES as PUBLISHED
+from compression.shapes import Shape
 
 # The fixed seed of every checkpoint: a record can be made again.
 SEED = 0
@@ -18,32 +20,7 @@ VOCABULARY = 30522
 GAIN = 0.7
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The size of an encoder, as published."""
-
-    family: str
-    layers: int
-    hidden: int
-    heads: int
-    ffn: int
-
-    def config(self) -> dict[str, int]:
-        """Return the settings in the words of transformers."""
-        if self.family == "distilbert":
-            return {"n_layers": self.layers, "dim": self.hidden, "n_heads": self.heads, "hidden_dim": self.ffn}
-        return {
-            "num_hidden_layers": self.layers,
-            "hidden_size": self.hidden,
-            "num_attention_heads": self.heads,
-            "intermediate_size": self.ffn,
-        }
-
-
-SHAPES = {
-    "bert-base": Shape("bert", 12, 768, 12, 3072),
-    "bert-large": Shape("bert", 24, 1024, 16, 4096),
-    "distilbert": Shape("distilbert", 6, 768, 12, 3072),
+SHAPES = PUBLISHED | {
     "minilm": Shape("bert", 6, 384, 12, 1536),
     # For tests of the bench itself.
     "tiny": Shape("bert", 2, 64, 4, 128),

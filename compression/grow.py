@@ -15,30 +15,8 @@ from tqdm import tqdm
 from transformers import BertConfig, DistilBertConfig, PretrainedConfig, PreTrainedModel
 
 from compression.checkpoint import CheckpointError, embedding_tables, encoder_layers, encoder_matrices
+from compression.shapes import Shape
 from compression.spread import Spread, head_spread, neuron_spread, residual_spread, score_factor
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The size of an encoder; `family` is bert or distilbert."""
-
-    family: str
-    layers: int
-    hidden: int
-    heads: int
-    ffn: int
-
-    def __str__(self) -> str:
-        """Return it as people write it."""
-        return f"{self.family}, {self.layers} x {self.hidden}, {self.heads} heads, feed-forward {self.ffn}"
-
-
-# As published: arXiv 1810.04805, arXiv 1910.01108.
-SHAPES: Final = {
-    "distilbert": Shape("distilbert", 6, 768, 12, 3072),
-    "bert-base": Shape("bert", 12, 768, 12, 3072),
-    "bert-large": Shape("bert", 24, 1024, 16, 4096),
-}
 
 _HEADS: Final = {
     "ForQuestionAnswering": "qa_outputs",

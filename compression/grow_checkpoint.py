@@ -15,8 +15,9 @@ from compression.checkpoint import (
     resolve,
 )
 from compression.files import remove, write_text, writing
-from compression.grow import SHAPES, check_growth, grow, inexact, shape_of
+from compression.grow import check_growth, grow, inexact, shape_of
 from compression.prune import overall_sparsity
+from compression.shapes import SHAPES
 from compression.verify import random_windows
 
 _TASKS = {

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bench import grown
-from compression.grow import SHAPES
 from compression.read_recipe import load_recipe
 from compression.recipe import Recipe
+from compression.shapes import SHAPES
 
 
 @pytest.mark.parametrize("task", grown.SMALL)

@@ -22,7 +22,8 @@ from transformers import (
 
 from compression import prune
 from compression.checkpoint import CheckpointError, encoder_layers, encoder_matrices
-from compression.grow import SHAPES, Shape, grow, inexact, shape_of
+from compression.grow import grow, inexact, shape_of
+from compression.shapes import SHAPES, Shape
 
 HEADS = {
     "BertForQuestionAnswering": BertForQuestionAnswering,

@@ -10,8 +10,8 @@ import engine
 from compression import grow_checkpoint as module
 from compression.checkpoint import load_finetuned, load_model
 from compression.cli import app
-from compression.grow import SHAPES, Shape
 from compression.recipe import Task
+from compression.shapes import SHAPES, Shape
 from tests.compression import tiny
 
 SENTIMENT = Task("text-classification", labels=("negative", "positive"), window=32, stride=8)
