@@ -1,4 +1,4 @@
-"""The three models that come with the service hold what the project promises of them."""
+"""The models that come with the service hold what the project promises of them."""
 
 from pathlib import Path
 
@@ -9,7 +9,14 @@ from compression.read_recipe import parse_recipe
 from service.loading import load_models
 
 MODELS = Path(__file__).parents[1] / "service" / "models"
-FLOORS = {"qa": ("f1", 55.0), "sentiment": ("accuracy", 0.88), "ner": ("entity_f1", 0.82)}
+FLOORS = {
+    "qa": ("f1", 70.0),
+    "sentiment": ("accuracy", 0.88),
+    "ner": ("entity_f1", 0.87),
+    "intent": ("accuracy", 0.88),
+}
+# Most bytes of a model's folder; qa still holds its words as int8.
+LARGEST = dict.fromkeys(FLOORS, 8_000_000) | {"qa": 16_000_000}
 
 
 @pytest.fixture(params=list(FLOORS))
@@ -33,8 +40,8 @@ def test_quality_is_above_the_floor_and_stands_beside_the_dense_teacher(manifest
 
 
 def test_models_are_sparse_and_small(manifest: engine.Manifest) -> None:
-    assert manifest.raw["sparsity"]["overall"] >= 0.8
-    assert sum(file.stat().st_size for file in (MODELS / manifest.name).iterdir()) <= 16_000_000
+    assert manifest.raw["sparsity"]["overall"] >= (0.8 if manifest.name == "qa" else 0.9)
+    assert sum(file.stat().st_size for file in (MODELS / manifest.name).iterdir()) <= LARGEST[manifest.name]
 
 
 def test_the_recipe_in_the_manifest_is_the_shipped_one(manifest: engine.Manifest) -> None:
@@ -46,5 +53,6 @@ def test_the_recipe_in_the_manifest_is_the_shipped_one(manifest: engine.Manifest
 
 def test_labels(manifest: engine.Manifest) -> None:
     labels = {"qa": ["start", "end"], "sentiment": ["negative", "positive"]}
+    labels["intent"] = sorted(manifest.task.labels) if len(set(manifest.task.labels)) == 77 else []
     labels["ner"] = ["O", *(f"{prefix}-{group}" for group in ("PER", "ORG", "LOC", "MISC") for prefix in "BI")]
     assert list(manifest.task.labels) == labels[manifest.name]
