@@ -88,6 +88,8 @@ def _obey(order: dict[str, Any]) -> None:
     compression.train.SAVE_SECONDS, compression.train.SAVE_COST = order["save"], 0.0
     if order["file_bytes"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_bytes"], order["file_bytes"]))
+    # Where the tests run in the background of a shell script it is ignored, and a trainer leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if order["number"]:
         _signal_at(order["number"], order["at"], order["path"])
     try:

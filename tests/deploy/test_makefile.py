@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("help", "setup", "serve", "test", "check", "bench", "lock", "clean")
+TARGETS = ("help", "setup", "serve", "test", "check", "bench", "models", "lock", "clean")
 
 
 def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

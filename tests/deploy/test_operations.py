@@ -14,6 +14,8 @@ PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 def shown(default: object) -> str:
     if default is None or default == ():
         return "unset"
+    if isinstance(default, tuple):
+        default = ",".join(default)
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     return f"`{default.relative_to(ROOT) if isinstance(default, Path) else default}`"
