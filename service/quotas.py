@@ -21,7 +21,8 @@ class Bucket:
         """Begin full."""
         self.tokens_per_minute = tokens_per_minute
         self._clock = clock
-        self._held = float(tokens_per_minute)
+        # Tokens times WINDOW_SECONDS: a gain is then a product, and whole seconds of it have no rounding.
+        self._held = float(tokens_per_minute * WINDOW_SECONDS)
         self._at = clock()
 
     def take(self, tokens: int) -> None:
@@ -39,12 +40,12 @@ class Bucket:
                 limit=quota,
             )
         self._fill()
-        if tokens > self._held:
+        if tokens * WINDOW_SECONDS > self._held:
             raise QuotaExceededError(
-                f"your key may have {quota} tokens read a minute; {int(self._held)} are left, this needs {tokens}",
+                f"your key may have {quota} tokens read a minute; {self._left} are left, this needs {tokens}",
                 retry_after=self._seconds_until(tokens),
             )
-        self._held -= tokens
+        self._held -= tokens * WINDOW_SECONDS
 
     def check(self) -> None:
         """Raise QuotaExceededError where not one token is left: before a text is tokenized for nothing."""
@@ -54,7 +55,7 @@ class Bucket:
     def give_back(self, tokens: int) -> None:
         """Undo `take`."""
         self._fill()
-        self._held = min(self._held + tokens, float(self.tokens_per_minute))
+        self._held = min(self._held + tokens * WINDOW_SECONDS, float(self.tokens_per_minute * WINDOW_SECONDS))
 
     def headers(self, wait: int | None = None) -> dict[str, str]:
         """Return draft-ietf-httpapi-ratelimit-headers-10's fields: the policy, the tokens left, seconds until more.
@@ -65,16 +66,21 @@ class Bucket:
         seconds = self._seconds_until(self.tokens_per_minute) if wait is None else wait
         return {
             "ratelimit-policy": f'"default";q={self.tokens_per_minute};w={WINDOW_SECONDS}',
-            "ratelimit": f'"default";r={int(self._held)};t={seconds}',
+            "ratelimit": f'"default";r={self._left};t={seconds}',
         }
+
+    @property
+    def _left(self) -> int:
+        """Whole tokens that are held."""
+        return int(self._held / WINDOW_SECONDS)
 
     def _fill(self) -> None:
         now = self._clock()
-        gained = (now - self._at) * self.tokens_per_minute / WINDOW_SECONDS
-        self._held, self._at = min(self._held + gained, float(self.tokens_per_minute)), now
+        gained = (now - self._at) * self.tokens_per_minute
+        self._held, self._at = min(self._held + gained, float(self.tokens_per_minute * WINDOW_SECONDS)), now
 
     def _seconds_until(self, tokens: int) -> int:
-        return max(0, ceil((tokens - self._held) * WINDOW_SECONDS / self.tokens_per_minute))
+        return max(0, ceil((tokens * WINDOW_SECONDS - self._held) / self.tokens_per_minute))
 
 
 @contextmanager
