@@ -5,10 +5,10 @@ finished runs into bench/record/accuracy/rows.csv and writes the tables. bench/m
 """
 
 import argparse
+import itertools
 import json
+import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,8 @@ from typing import Any, Final
 from bench.methods import BUDGETS, METHODS, recipe, run_folder
 from bench.record import read_rows, write_rows
 from bench.results import with_results
+from bench.side_by_side import Job, run_jobs
+from compression.read_recipe import parse_recipe
 
 ROOT: Final = Path(__file__).parents[1]
 ROWS: Final = ROOT / "bench" / "record" / "accuracy" / "rows.csv"
@@ -34,10 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run or report, as the command line says."""
     options = _parser().parse_args(arguments)
     if options.what == "run":
-        for seed in options.seeds:
-            for task in options.tasks:
-                for method in options.methods:
-                    train(method, task, seed, options.data, options.folder, options.threads)
+        data = options.data.resolve()
+        os.chdir(options.folder)  # recipes name each other's checkpoints from there
+        wanted = jobs(options.tasks, options.methods, options.seeds)
+        for job in run_jobs(wanted, data, options.at_once, options.threads):
+            print(f"not done: {options.folder / job.folder}, see run.log there, if it could begin")
     else:
         rows = list(collect(options.folder)) or read_rows(ROWS)
         write_rows(ROWS, rows)
@@ -56,30 +59,21 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--tasks", nargs="+", choices=list(BUDGETS), default=list(BUDGETS))
     made.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     made.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    made.add_argument("--threads", type=int, default=0, help="as of sparselane-compress run")
+    made.add_argument("--at-once", type=int, default=1, help="rows at a time: on a large GPU several")
+    made.add_argument("--threads", type=int, default=1, help="CPU threads of each row")
     return made
 
 
-def train(method: str, task: str, seed: int, data: Path, folder: Path, threads: int) -> None:
-    """Run one row's recipe, unless its artifact is there. Raises CalledProcessError where the run fails."""
-    run = folder / run_folder(method, task, seed)
-    if (run / "artifact").is_dir():
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    written = run / "row.toml"
-    written.write_text(recipe(method, task, seed), encoding="utf-8")
-    _share_teacher(run, folder / run_folder("*", task, seed))
-    command = ["run", written.resolve(), "--data", data.resolve(), "--run-folder", run.resolve(), "--threads", threads]
-    print(f"== {run}", file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "compression", *map(str, command)], cwd=folder, check=True)
-
-
-def _share_teacher(run: Path, siblings: Path) -> None:
-    """Take the teacher's logits from a row of the same teacher and windows: they are the same numbers."""
-    logits = "teacher_logits.safetensors"
-    for kept in siblings.parent.glob(f"{siblings.name}/{logits}"):
-        if not (run / logits).exists():
-            (run / logits).hardlink_to(kept)
+def jobs(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """Return the rows to run, seed by seed; each waits for its teacher, and for its language model."""
+    made = []
+    for seed, task, method in itertools.product(seeds, tasks, methods):
+        text = recipe(method, task, seed)
+        read = parse_recipe(text)
+        needs = [name for name in (read.checkpoint, read.teacher and read.teacher.checkpoint) if name]
+        paths = tuple(Path(name) for name in needs if not name.startswith("package:"))
+        made.append(Job(Path(run_folder(method, task, seed)), text, paths))
+    return made
 
 
 def collect(folder: Path) -> Iterable[Row]:

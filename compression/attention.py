@@ -44,22 +44,48 @@ def integer_attention(
         scores = torch.matmul(_rounded(query, QUERY_LEVELS), _rounded(key, KEY_LEVELS).transpose(2, 3)) * scaling
         if attention_mask is not None:
             scores = scores + attention_mask
-        probabilities = functional.softmax(scores, dim=-1)
-        with torch.no_grad():
-            _, scale = symmetric_levels(value, KEY_LEVELS)
-            weights = probabilities * scale.transpose(2, 3)
-            step = weights.amax(dim=-1, keepdim=True) / WEIGHT_LEVELS
-            rounding = (weights / step).round() * step / scale.transpose(2, 3) - probabilities
-        probabilities = functional.dropout(probabilities + rounding, p=dropout, training=module.training)
+        probabilities = _as_weights(functional.softmax(scores, dim=-1), value)
+        if dropout:
+            probabilities = functional.dropout(probabilities, p=dropout, training=module.training)
         context = torch.matmul(probabilities, _rounded(value, KEY_LEVELS)).transpose(1, 2).contiguous()
     return context, probabilities
 
 
-def _rounded(x: Tensor, limit: int) -> Tensor:
-    with torch.no_grad():
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor, limit: int) -> Tensor:
         levels, scale = symmetric_levels(x, limit)
-        rounding = levels * scale - x
-    return x + rounding
+        return levels.mul_(scale)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def _rounded(x: Tensor, limit: int) -> Tensor:
+    """Levels times their scale, see `symmetric_levels`; the gradient passes straight through."""
+    result: Tensor = _Rounded.apply(x, limit)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Weights(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, probabilities: Tensor, value: Tensor) -> Tensor:
+        _, scale = symmetric_levels(value, KEY_LEVELS)
+        weights = probabilities * scale.transpose(2, 3)
+        step = weights.amax(dim=-1, keepdim=True) / WEIGHT_LEVELS
+        # In place: this is the largest tensor of a layer.
+        return weights.div_(step).round_().mul_(step).div_(scale.transpose(2, 3))
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def _as_weights(probabilities: Tensor, value: Tensor) -> Tensor:
+    """Probabilities [..., queries, keys] as the weights stand for them, see `integer_attention`; straight through."""
+    result: Tensor = _Weights.apply(probabilities, value)  # type: ignore[no-untyped-call]
+    return result
 
 
 def use_integer_attention(model: PreTrainedModel) -> None:

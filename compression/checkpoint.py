@@ -129,7 +129,11 @@ def attention_kernel() -> str:
     """Name of transformers' attention implementation that trains fastest here."""
     # On CPUs torch's fused attention has a slow backward pass: MiniLM trains 1.9 times faster in bfloat16 without it,
     # and as fast in float32 (torch 2.13, Zen 5, two cores, 16 windows of 168 tokens).
-    return "sdpa" if torch.cuda.is_available() else "eager"
+    if not torch.cuda.is_available():
+        return "eager"
+    # cuDNN's attention makes a plan for every shape it meets, for each a third of a second; no epoch is that long.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return "sdpa"
 
 
 def load_finetuned(checkpoint: str, task: str) -> tuple[PreTrainedModel, tuple[str, ...]]:

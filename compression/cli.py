@@ -1,4 +1,4 @@
-"""The command line `sparselane-compress`: check, run, export, grow, evaluate."""
+"""The command line `sparselane-compress`: check, run, export, grow, evaluate, calibrate."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import engine
     from compression.convert import Conversion
+    from compression.encode import Window
+    from compression.examples import Example
+    from compression.recipe import Table, Task
 
 app = typer.Typer(
     name="sparselane-compress",
@@ -17,7 +21,7 @@ app = typer.Typer(
 )
 
 # What the extra brings; the command itself is installed with the service.
-_TRAINER = ("torch", "transformers", "accelerate", "sklearn", "seqeval", "matplotlib", "psutil", "tqdm")
+_TRAINER = ("torch", "transformers", "accelerate", "sklearn", "seqeval", "matplotlib", "psutil", "scipy", "tqdm")
 
 _Data = Annotated[Path, typer.Option("--data", help="Folder that the recipe's data files lie in.")]
 _Attention = Annotated[str, typer.Option("--attention", help="Its arithmetic: int8, or float32 (slower).")]
@@ -96,19 +100,17 @@ def run_recipe(
     run_folder: _RunFolder = None,
     threads: _Threads = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, as `check` does.")] = False,
+    record_steps: Annotated[
+        bool, typer.Option("--record-steps", help="On a GPU: launch a step of a task as one CUDA graph (experimental).")
+    ] = False,
 ) -> None:
     """Train what a recipe says: to an artifact, or to a sparse language model; call again after a stop to go on."""
     if dry_run:
         _dry_run(recipe, data, run_folder, threads)
         return
     with _clear_errors():
-        import engine
-        from compression import pretrain, processes
-        from compression import run as stages
-        from compression.plan import check_disk
-        from compression.publish import publish
-        from compression.read_recipe import load_recipe
-        from compression.recipe import LanguageRecipe
+        from compression import processes
+        from compression.line import run_line
 
         threads = _quiet(threads)
         if processes.launched_alone():
@@ -117,28 +119,8 @@ def run_recipe(
                 "accelerate launch --multi_gpu --num_processes N",
                 err=True,
             )
-        loaded = load_recipe(recipe)
-        folder = run_folder or Path("runs") / loaded.name
-        text = recipe.read_text(encoding="utf-8")
-        if isinstance(loaded, LanguageRecipe):
-            result = pretrain.run_recipe(loaded, text, data, folder)
-            processes.end()
-            if result:
-                typer.echo(result)
-            return
-        prepared = stages.prepare(loaded, text, data, folder)
-        check_disk(prepared)
-        teacher = stages.fit_teacher(prepared)
-        pruned = stages.fit_sparse(prepared, teacher)
-        stages.fit_quantized(prepared, teacher, pruned)
-        artifact = publish(prepared, threads)
-        quality = engine.read_manifest(artifact).raw["quality"]
-        processes.end()
-    if processes.state().is_main_process:
-        typer.echo(
-            f"{artifact}: {quality['metric']} on {quality['dataset']} {quality['split']}: dense {quality['dense']}, "
-            f"sparse {quality['sparse']}, artifact {quality['quantized']}"
-        )
+        if result := run_line(recipe, data, run_folder, threads, record=record_steps):
+            typer.echo(result)
 
 
 @app.command()
@@ -266,26 +248,71 @@ def evaluate(
 ) -> None:
     """Judge an artifact through the engine on a data file."""
     with _clear_errors():
-        from tokenizers import Tokenizer
-
         import engine
-        from compression.data import find_source, read_examples
-        from compression.encode import Encoder, prepare_tokenizer
         from compression.evaluate import evaluate as judge
-        from compression.export import engine_predictor, task_of
+        from compression.export import engine_predictor
         from compression.recipe import Table
 
         model = engine.load(artifact, threads=threads or None)
-        task = task_of(model.manifest)
         table = Table(text, text_pair, label, header, separator, bad_lines)
-        read = read_examples(find_source(Path(), examples), task, table)
-        architecture = model.manifest.architecture
-        tokenizer = prepare_tokenizer(Tokenizer.from_file(str(artifact / "tokenizer.json")), architecture.vocabulary)
-        windows = Encoder(tokenizer, task, uses_types=architecture.types > 0).windows(read)
+        task, read, windows = _examples(model, artifact, examples, table)
         scores = judge(engine_predictor(model), windows, read, task, name=artifact.name).scores
     typer.echo(
         f"{artifact}: {len(read):,} examples: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
     )
+
+
+@app.command()
+def calibrate(
+    artifact: Annotated[Path, typer.Argument(help="Folder of an artifact; it is replaced.")],
+    examples: Annotated[str, typer.Argument(help="Examples that were not trained on, as `evaluate` takes them.")],
+    threads: _Threads = 0,
+    text: _Text = "",
+    text_pair: _TextPair = "",
+    label: _Label = "",
+    header: _Header = True,
+    separator: _Separator = ",",
+    bad_lines: _BadLines = 0,
+) -> None:
+    """Make an artifact's scores say how often it is right: one temperature for all logits, no answer changes."""
+    with _clear_errors():
+        import engine
+        from compression.card import model_card
+        from compression.checkpoint import CheckpointError
+        from compression.export import engine_predictor
+        from compression.pack import divide_logits
+        from compression.recipe import Table
+        from compression.temperature import WINDOWS, fit_temperature
+
+        model = engine.load(artifact, threads=threads or None)
+        table = Table(text, text_pair, label, header, separator, bad_lines)
+        task, _, windows = _examples(model, artifact, examples, table)
+        if task.name == "question-answering":
+            raise CheckpointError(
+                f"{artifact} answers questions; only classifications of texts and tokens are calibrated"
+            )
+        few = windows[:WINDOWS]
+        temperature = fit_temperature(few, engine_predictor(model)(few), task)
+        before = model.manifest.raw["provenance"].get("temperature", 1.0)
+        divide_logits(artifact, temperature, {"temperature": round(before * temperature, 4)}, model_card)
+    typer.echo(f"{artifact}: logits are divided by {temperature:g}, as {len(few):,} windows of {examples} tell")
+
+
+def _examples(
+    model: "engine.Model", artifact: Path, source: str, table: "Table"
+) -> "tuple[Task, list[Example], list[Window]]":
+    """Read examples for an artifact; return them with its task, and cut into windows."""
+    from tokenizers import Tokenizer
+
+    from compression.data import find_source, read_examples
+    from compression.encode import Encoder, prepare_tokenizer
+    from compression.export import task_of
+
+    task = task_of(model.manifest)
+    read = read_examples(find_source(Path(), source), task, table)
+    architecture = model.manifest.architecture
+    tokenizer = prepare_tokenizer(Tokenizer.from_file(str(artifact / "tokenizer.json")), architecture.vocabulary)
+    return task, read, Encoder(tokenizer, task, uses_types=architecture.types > 0).windows(read)
 
 
 class _clear_errors:  # noqa: N801, reads as a statement

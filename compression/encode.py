@@ -1,12 +1,13 @@
 """Examples to windows of tokens with training targets: tokenization and windowing, no torch."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from compression.examples import DataError, Example, QuestionExample, TaggedExample, TextExample, tags_of
 from compression.recipe import Task
@@ -66,8 +67,7 @@ class Encoder:
     def _question(self, number: int, example: Example) -> list[Window]:
         assert isinstance(example, QuestionExample)
         question = self.tokenizer.encode(example.question, add_special_tokens=False).ids[:MAX_QUESTION_TOKENS]
-        context = self.tokenizer.encode(example.context, add_special_tokens=False)
-        offsets = np.array(context.offsets, np.int32).reshape(-1, 2)
+        context, offsets = self._context(example.context)
         room = self.task.window - len(question) - 3
         answer = _token_span(offsets, *example.answers[0]) if example.answers else (-1, -1)
         result = []
@@ -83,6 +83,17 @@ class Encoder:
             targets = np.array(answer, np.int32) + len(head) - start if inside else np.zeros(2, np.int32)
             result.append(Window(number, ids, types, targets, places))
         return result
+
+    @cached_property
+    def _context(self) -> Callable[[str], tuple[Encoding, Ints]]:
+        """Tokenizes a context, and keeps the last: in files as published its questions follow each other."""
+
+        @lru_cache(1)
+        def encoded(text: str) -> tuple[Encoding, Ints]:
+            context = self.tokenizer.encode(text, add_special_tokens=False)
+            return context, np.array(context.offsets, np.int32).reshape(-1, 2)
+
+        return encoded
 
     def _text(self, number: int, example: Example) -> list[Window]:
         assert isinstance(example, TextExample)

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from compression import decode, metrics
+from compression import decode, metrics, processes
 from compression.batches import plan_evaluation
 from compression.checkpoint import model_labels
 from compression.encode import Window
@@ -49,11 +49,12 @@ def evaluate(
     task: Task,
     *,
     name: str,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> Report:
     """Predict every window and score the examples; `name` labels the progress bar."""
     logits: list[decode.Floats] = [np.empty(0, np.float32)] * len(windows)
-    for batch in tqdm(plan_evaluation([len(w.ids) for w in windows], batch_size), desc=name, mininterval=1.0):
+    batches = plan_evaluation([len(w.ids) for w in windows], batch_size or processes.windows_at_once())
+    for batch in tqdm(batches, desc=name, mininterval=1.0):
         for number, values in zip(batch, predict([windows[i] for i in batch]), strict=True):
             logits[number] = values
     return score(windows, logits, examples, task)

@@ -117,7 +117,10 @@ def _half_form(inverse: Tensor, weights: Tensor) -> Tensor:
 def _inverse(part: Tensor) -> Tensor:
     if part.shape[1] == 1:
         return part.reciprocal()
-    inverse: Tensor = torch.cholesky_inverse(_cholesky(part))
+    # Not cholesky_inverse: on a GPU it takes the blocks one after another.
+    whole = torch.eye(part.shape[1], dtype=part.dtype, device=part.device).expand_as(part)
+    half = torch.linalg.solve_triangular(_cholesky(part), whole, upper=False)
+    inverse: Tensor = half.mT @ half
     return inverse
 
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -24,13 +26,13 @@ from compression.checkpoint import (
     resolve,
     set_dropout,
 )
-from compression.encode import IGNORED
 from compression.masking import MaskedWindows
 from compression.objective import Batch, collate, hidden_distance
 from compression.recipe import Distillation, LanguageTask
 
-# Tokens whose logits exist at a time: 31 MB a tensor at BERT's vocabulary, about what the last-level cache holds.
-CHUNK_TOKENS = 256
+# Tokens whose logits exist at a time: 31 MB a tensor at BERT's vocabulary, about what a CPU's last-level cache holds;
+# on a GPU 250 MB, enough work for its kernels.
+CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}
 
 Head = Callable[[Tensor], Tensor]
 
@@ -139,7 +141,7 @@ class LanguageLoss:
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """Over how much each part of the loss is a mean: masked tokens, compared tokens, all tokens, windows."""
-        masked, attended = int((token_targets(batch) != IGNORED).sum()), int(batch.attended.sum())
+        masked, attended = int(_masked(batch).sum()), int(batch.lengths.sum())
         all_tokens = self.teacher is not None and self.distillation is not None and not self.distillation.masked_only
         compared = attended if all_tokens else masked
         return {"masked": masked, "compared": compared, "attended": attended, "windows": len(batch.ids)}
@@ -150,7 +152,7 @@ class LanguageLoss:
 
     def __call__(
         self, body: nn.Module, batch: Batch, shares: Mapping[str, float] | None = None
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch and its parts; `body` is the student's Body, perhaps wrapped.
 
         For a part of a larger batch `shares` are its shares of that one's `counts`: the losses of the parts add up.
@@ -165,59 +167,69 @@ class LanguageLoss:
         if self.next_sentence:
             logits = self.model.get_submodule("cls.seq_relationship")(output.pooler_output).float()
             pairs = functional.cross_entropy(logits, batch.targets[:, 0]) * shares["windows"]
-            total, task = total + weights.task * pairs, task + pairs.item()
+            total, task = total + weights.task * pairs, task + pairs.detach()
             if teacher and taught is not None:
                 with torch.no_grad():
                     expected = teacher.get_submodule("cls.seq_relationship")(taught.pooler_output).float()
                 apart = divergence_sum(logits, expected, weights.temperature) / len(logits) * shares["windows"]
-                total, divergence = total + weights.teacher * apart, divergence + apart.item()
+                total, divergence = total + weights.teacher * apart, divergence + apart.detach()
         figures = {"task_loss": task, "teacher_loss": divergence}
         if weights.hidden and taught is not None:
             distance = hidden_distance(output.hidden_states, taught.hidden_states, batch.attended) * shares["attended"]
             total = total + weights.hidden * distance
-            figures["hidden_loss"] = distance.item()
-        return total, {"loss": total.item(), **(figures if teacher else {"task_loss": task})}
+            figures["hidden_loss"] = distance.detach()
+        return total, {"loss": total.detach(), **(figures if teacher else {"task_loss": task})}
 
     def _tokens(
         self, output: Any, taught: Any, batch: Batch, weights: Distillation, shares: Mapping[str, float]
-    ) -> tuple[Tensor, float, float]:
-        targets = token_targets(batch)
-        masked = targets != IGNORED
-        compared = masked if taught is None or weights.masked_only else batch.attended.bool()
-        states = output.last_hidden_state[compared]
-        expected = (states if taught is None else taught.last_hidden_state[compared]).detach()
-        head, given = token_head(self.model), targets[compared]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        masked = _masked(batch)
+        compared = masked if taught is None or weights.masked_only else _attended(batch)
+        # Which tokens is told by the host: to ask the GPU is to wait for it.
+        places, labelled = np.flatnonzero(compared), masked[compared]
+        at = torch.from_numpy(places).to(batch.ids.device)
+        states = output.last_hidden_state.flatten(0, 1).index_select(0, at)
+        expected = None if taught is None else taught.last_hidden_state.flatten(0, 1).index_select(0, at)
+        head, given = token_head(self.model), batch.targets.flatten().index_select(0, at)
         teacher_head = token_head(self.teacher) if taught is not None and self.teacher else None
         parts = [torch.zeros(2, device=states.device)]
         share = torch.tensor(
-            [shares["masked"] / max(1, int(masked.sum())), shares["compared"] / max(1, len(states))],
+            [shares["masked"] / max(1, int(masked.sum())), shares["compared"] / max(1, len(places))],
             device=states.device,
         )
 
         def loss_of(chunk: slice, states: Tensor) -> Tensor:
             logits = head(states).float()
-            labelled = given[chunk] != IGNORED
-            sums = [functional.cross_entropy(logits[labelled], given[chunk][labelled], reduction="sum")]
-            if teacher_head is None:
+            asked = torch.from_numpy(np.flatnonzero(labelled[chunk])).to(logits.device)
+            told, wanted = logits.index_select(0, asked), given[chunk].index_select(0, asked)
+            sums = [functional.cross_entropy(told, wanted, reduction="sum")]
+            if teacher_head is None or expected is None:
                 sums.append(torch.zeros_like(sums[0]))
             else:
                 with torch.no_grad():
-                    wanted = teacher_head(expected[chunk]).float()
-                sums.append(divergence_sum(logits, wanted, weights.temperature))
+                    answers = teacher_head(expected[chunk]).float()
+                sums.append(divergence_sum(logits, answers, weights.temperature))
             means = torch.stack(sums) * share
             parts.append(means.detach())
             return weights.task * means[0] + weights.teacher * means[1]
 
-        total = chunked_loss(loss_of, states, [p for p in head.parameters() if p.requires_grad], CHUNK_TOKENS)
-        task, divergence = torch.stack(parts).sum(dim=0).tolist()
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        total = chunked_loss(loss_of, states, trained, CHUNK_TOKENS[states.device.type])
+        task, divergence = torch.stack(parts).sum(dim=0)
         return total, task, divergence
 
 
-def token_targets(batch: Batch) -> Tensor:
-    """Return the targets [B, T] of masked tokens alone: the place of [CLS] holds the next-sentence label."""
-    targets = batch.targets.clone()
-    targets[:, 0] = IGNORED
-    return targets
+def _masked(batch: Batch) -> NDArray[np.bool_]:
+    """Return which tokens [B, T] are to be guessed; [CLS], which holds the next-sentence label, is none."""
+    masked = batch.given.copy()
+    masked[:, 0] = False
+    return masked
+
+
+def _attended(batch: Batch) -> NDArray[np.bool_]:
+    """Return which tokens [B, T] are not padding."""
+    found: NDArray[np.bool_] = np.arange(batch.ids.shape[1]) < batch.lengths[:, None]
+    return found
 
 
 def divergence_sum(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -277,15 +289,14 @@ def judge(
     for numbers in tqdm(plan_evaluation(windows.lengths.tolist(), batch_size), desc=name, mininterval=1.0):
         batch = collate([windows[number] for number in numbers], model.device)
         output = Body(model)(batch)
-        targets = token_targets(batch)
-        masked = targets != IGNORED
-        hidden = output.last_hidden_state[masked]
-        chunks = zip(torch.split(hidden, CHUNK_TOKENS), torch.split(targets[masked], CHUNK_TOKENS), strict=True)
-        for states, wanted in chunks:
+        masked = torch.from_numpy(_masked(batch)).to(model.device)
+        size = CHUNK_TOKENS[model.device.type]
+        hidden, targets = output.last_hidden_state[masked], batch.targets[masked]
+        for states, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
             logits = head(states)
             loss += functional.cross_entropy(logits, wanted, reduction="sum").item()
             right += int((logits.argmax(dim=-1) == wanted).sum())
-        tokens += int(masked.sum())
+        tokens += len(targets)
         if task.next_sentence:
             guesses = model.get_submodule("cls.seq_relationship")(output.pooler_output).argmax(dim=-1)
             pairs += int((guesses == batch.targets[:, 0]).sum())

@@ -117,7 +117,7 @@ class MaskedWindows(Sequence[Window]):
 
     def _mask(self, ids: NDArray[np.int32], random: np.random.Generator) -> NDArray[np.int32]:
         """Mask `ids` in place, at least one of them; return the targets."""
-        special = np.isin(ids, [special_id(self.tokenizer, token) for token in ("[CLS]", "[SEP]")])
+        special = (ids == special_id(self.tokenizer, "[CLS]")) | (ids == special_id(self.tokenizer, "[SEP]"))
         guessed = (random.random(len(ids)) < self.masked) & ~special
         if not guessed.any():
             guessed[random.choice(np.flatnonzero(~special))] = True

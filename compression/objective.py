@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -12,23 +13,30 @@ from transformers import PreTrainedModel
 from compression.checkpoint import CheckpointError
 from compression.encode import IGNORED, Window
 
+# On a GPU a new shape costs milliseconds until all kernels for it are chosen; these are few, and aligned.
+SHAPE_MULTIPLE = 8
+
 
 @dataclass(frozen=True)
 class Batch:
     """B windows padded to T tokens: `ids`, `types`, `attended` [B, T]; `targets` [B, 1], [B, 2] or [B, T].
 
-    Floating-point `targets` [B, C] are multi-label: 1 where a label holds.
+    Floating-point `targets` [B, C] are multi-label: 1 where a label holds. `lengths` int64 [B] and `given`, which of
+    the targets are not IGNORED, stay in the host's memory: who counts there need not wait for a GPU.
     """
 
     ids: Tensor
     types: Tensor
     attended: Tensor
     targets: Tensor
+    lengths: NDArray[np.int64]
+    given: NDArray[np.bool_]
 
 
 def collate(windows: Sequence[Window], device: torch.device) -> Batch:
-    """Pad windows on the right to the longest of them; padded targets are IGNORED."""
-    longest = max(len(window.ids) for window in windows)
+    """Pad windows on the right to the longest of them, on a GPU to a multiple of 8; padded targets are IGNORED."""
+    multiple = 1 if device.type == "cpu" else SHAPE_MULTIPLE
+    longest = -(-max(len(window.ids) for window in windows) // multiple) * multiple
     multi_label = windows[0].targets.dtype == np.float32
     per_token = len(windows[0].targets) == len(windows[0].ids) and not multi_label
     ids = np.zeros((3, len(windows), longest), np.int64)
@@ -38,8 +46,14 @@ def collate(windows: Sequence[Window], device: torch.device) -> Batch:
         length = len(window.ids)
         ids[0, row, :length], ids[1, row, :length], ids[2, row, :length] = window.ids, window.types, 1
         targets[row, : len(window.targets)] = window.targets
-    tensors = [torch.from_numpy(array).to(device) for array in (*ids, targets)]
-    return Batch(*tensors)
+    return batch_of(ids, targets, device)
+
+
+def batch_of(ids: NDArray[np.int64], targets: NDArray[np.int64] | NDArray[np.float32], device: torch.device) -> Batch:
+    """Put a batch on a device; `ids` [3, B, T] are ids and types of tokens, then 1 where there is one."""
+    tokens, types, attended = torch.from_numpy(ids).to(device)  # at once: a copy to a GPU costs as much as a kernel
+    given = targets != IGNORED
+    return Batch(tokens, types, attended, torch.from_numpy(targets).to(device), ids[2].sum(axis=1), given)
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Output:
 
 def output_of(model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> Output:
     """Run a task model on a batch, in the precision that it is in."""
-    inputs = {"input_ids": batch.ids, "attention_mask": batch.attended}
+    inputs = {"input_ids": batch.ids, "attention_mask": _attention_mask(model, batch.attended)}
     if getattr(model.config, "type_vocab_size", 0):
         inputs["token_type_ids"] = batch.types
     found = model(**inputs, output_hidden_states=hidden)
@@ -64,6 +78,20 @@ def output_of(model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> 
     if "start_logits" in found:
         return Output(torch.stack((found.start_logits, found.end_logits), dim=-1), states)
     return Output(found.logits, states)
+
+
+def _attention_mask(model: PreTrainedModel, attended: Tensor) -> Tensor:
+    """Return the mask to give to transformers: as it is on a CPU; on a GPU as attention wants it, [B, 1, 1, T].
+
+    Transformers, who would make that of it, asks the GPU first whether there is any padding, and waits.
+    """
+    if attended.device.type == "cpu":
+        return attended
+    mask = attended.bool()[:, None, None, :]
+    if model.config._attn_implementation == "sdpa":
+        return mask
+    lowest = torch.finfo(torch.float32).min
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, lowest)
 
 
 def task_loss(task: str, logits: Tensor, batch: Batch) -> Tensor:
@@ -100,8 +128,14 @@ def distillation_loss(task: str, student: Tensor, teacher: Tensor, batch: Batch,
             logits.masked_fill(padding, -1e4).transpose(1, 2).flatten(0, 1) for logits in (student, teacher)
         )
     elif task == "token-classification":
-        real = batch.attended.bool()
-        student, teacher = student[real], teacher[real]
+        # Weights, not a choice of tokens: choosing waits for the GPU to say how many there are.
+        apart = functional.kl_div(
+            functional.log_softmax(student / temperature, dim=-1),
+            functional.log_softmax(teacher / temperature, dim=-1),
+            reduction="none",
+            log_target=True,
+        )
+        return (apart.sum(dim=-1) * _token_weights(batch.attended)).sum() * temperature**2
     elif batch.targets.is_floating_point():
         # sigmoid(z) is the first part of softmax((z, 0)).
         student, teacher = (torch.stack((z, torch.zeros_like(z)), dim=-1).flatten(0, 1) for z in (student, teacher))
@@ -123,12 +157,17 @@ def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor], attend
     """
     check_same_width(student[0].shape[-1], teacher[0].shape[-1])
     layers, depth = len(student) - 1, len(teacher) - 1
-    real = attended.bool()
-    distances = [
-        (functional.normalize(student[i][real], dim=-1) - functional.normalize(teacher[at][real], dim=-1)).square()
-        for i, at in ((i, round(i * depth / layers)) for i in range(1, layers + 1))
-    ]
-    return torch.stack([distance.sum(dim=-1).mean() for distance in distances]).mean()
+    # All layers in one tensor: a tenth of the kernels.
+    found = torch.stack([student[i] for i in range(1, layers + 1)])
+    wanted = torch.stack([teacher[round(i * depth / layers)] for i in range(1, layers + 1)])
+    distances = (functional.normalize(found, dim=-1) - functional.normalize(wanted, dim=-1)).square().sum(dim=-1)
+    return (distances * _token_weights(attended)).sum() / layers
+
+
+def _token_weights(attended: Tensor) -> Tensor:
+    """Return [B, T]: 1 / tokens where there is a token, 0 where there is padding."""
+    real = attended.float()
+    return real / real.sum()
 
 
 def check_same_width(student: int, teacher: int) -> None:
@@ -149,6 +188,6 @@ def counts(task: str, batch: Batch) -> dict[str, int]:
     `task_loss`: targets that are not IGNORED. `teacher_loss`: tokens that are not padding (NER), else examples.
     `hidden_loss`: tokens that are not padding.
     """
-    tokens = int(batch.attended.sum())
+    tokens = int(batch.lengths.sum())
     taught = tokens if task == "token-classification" else len(batch.ids)
-    return {"task_loss": int((batch.targets != IGNORED).sum()), "teacher_loss": taught, "hidden_loss": tokens}
+    return {"task_loss": int(batch.given.sum()), "teacher_loss": taught, "hidden_loss": tokens}

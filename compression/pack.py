@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import engine
 from compression.huffman import huffman_encode
@@ -127,12 +127,41 @@ def write_quality(folder: str | Path, quality: Mapping[str, Any], model_card: Mo
     The folder is replaced as a whole. Raises engine.ArtifactError for what is no artifact.
     """
     folder = Path(folder)
-    document = {**engine.read_manifest(folder).raw, "quality": dict(quality)}
+    return _write_again(folder, {**engine.read_manifest(folder).raw, "quality": dict(quality)}, model_card)
+
+
+def divide_logits(folder: str | Path, temperature: float, provenance: Mapping[str, Any], card: ModelCard) -> None:
+    """Divide an artifact's logits by `temperature`, in its head; all else stays as it is, with `provenance` added.
+
+    The folder is replaced as a whole. Raises engine.ArtifactError for what is no artifact.
+    """
+    folder = Path(folder)
+    document = engine.read_manifest(folder).raw
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("head.output.weight", "head.output.bias"):
+        tensors[name] = tensors[name] / np.float32(temperature)
+    task, threshold = document["task"], document["task"].get("no_answer_threshold")
+    if threshold is not None:  # it is a difference of logits
+        task = {**task, "no_answer_threshold": threshold / temperature}
+    changed = {**document, "task": task, "provenance": {**document["provenance"], **provenance}}
+    _write_again(folder, changed, card, tensors)
+
+
+def _write_again(
+    folder: Path, document: dict[str, Any], model_card: ModelCard, tensors: dict[str, Array] | None = None
+) -> engine.Manifest:
+    """Replace an artifact by one with other words, and other tensors where some are given."""
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for name in ("model.safetensors", "tokenizer.json"):
             shutil.copyfile(folder / name, scratch / name)
             (scratch / name).chmod(0o644)
+        if tensors is not None:
+            save_file(tensors, scratch / "model.safetensors")
+            document = {
+                **document,
+                "files": {**document["files"], "model.safetensors": _seal(scratch / "model.safetensors")},
+            }
         _write_words(scratch, document, model_card)
         checked = engine.load(scratch, threads=1).manifest
         scratch.chmod(0o755)  # as in write_artifact

@@ -18,12 +18,12 @@ from compression.encode import Window
 from compression.evaluate import torch_predictor
 from compression.files import check_room, free_bytes, missing_bytes, shown_bytes
 from compression.layers import keep_layers
+from compression.loop import Loop, Stage, make_optimizer, open_loop
 from compression.objective import collate, output_of
 from compression.quantize import quantize_model
 from compression.recipe import Distillation, Prune, Recipe, Training
 from compression.run import Prepared, seen_once
 from compression.teacher import live_teacher
-from compression.train import Loop, Stage, make_optimizer, open_loop
 
 # A timed step on a CPU has about so many tokens: a second or so for a small model, some for BERT-Large. A GPU is timed
 # on whole batches, it is not busy with less.

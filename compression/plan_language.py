@@ -12,6 +12,7 @@ from compression import processes
 from compression.files import free_bytes, shown_bytes
 from compression.language import Body, LanguageLoss, language_matrices, load_language_model
 from compression.layers import keep_layers
+from compression.loop import open_loop
 from compression.objective import collate
 from compression.plan import (
     TRIAL_TOKENS,
@@ -26,7 +27,6 @@ from compression.plan import (
 )
 from compression.pretrain import PreparedText, disk_needed, make_stage, prepare
 from compression.recipe import LanguageRecipe, Training
-from compression.train import open_loop
 
 # Tokenizing so many takes seconds, where a whole corpus takes minutes.
 CHECKED_DOCUMENTS = 1000

@@ -16,13 +16,14 @@ from compression.checkpoint import load_config, load_tokenizer
 from compression.files import check_room, missing_bytes, write_text
 from compression.language import LanguageLoss, judge, language_matrices, load_language_model
 from compression.layers import check_layers, keep_layers
+from compression.loop import Stage, seed_everything
 from compression.masking import MaskedWindows, cut_segments
 from compression.pattern import load_masks
 from compression.patterns import check_pattern
 from compression.recipe import Distillation, LanguageRecipe
 from compression.run import Look, check_same_vocabulary, keep_stage, open_folder
 from compression.text import drop_unfinished, load_corpus, split_documents
-from compression.train import Stage, append_metrics, read_metrics, seed_everything, train
+from compression.train import append_metrics, read_metrics, train
 
 # While a stage runs so many windows are judged, to see where it stands; all of them at its end.
 QUICK_WINDOWS = 500

@@ -43,8 +43,8 @@ def fake_quantize_rows(weight: Tensor, levels: int) -> Tensor:
 class _FakeQuantizeTokens(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, x: Tensor) -> Tensor:
-        low = x.amin(dim=-1, keepdim=True).clamp_(max=0.0)
-        high = x.amax(dim=-1, keepdim=True).clamp_(min=0.0)
+        low, high = torch.aminmax(x, dim=-1, keepdim=True)
+        low, high = low.clamp_(max=0.0), high.clamp_(min=0.0)
         scale = (high - low) / ACTIVATION_LEVELS
         scale = torch.where(scale < SMALLEST_STEP, torch.ones_like(scale), scale)
         inverse = 1 / scale

@@ -17,6 +17,7 @@ from compression.encode import Encoder, Window
 from compression.evaluate import Predict, evaluate, torch_predictor
 from compression.files import remove, write_text, writing
 from compression.layers import check_layers, keep_layers
+from compression.loop import Stage, seed_everything
 from compression.metrics import headline
 from compression.objective import check_same_width
 from compression.pattern import find_pattern, load_masks, save_masks
@@ -25,7 +26,7 @@ from compression.plots import draw_run
 from compression.quantize import quantize_model
 from compression.recipe import Distillation, Recipe, RecipeError, Training
 from compression.teacher import Teacher, kept_teacher, live_teacher, load_teacher
-from compression.train import Stage, append_metrics, read_metrics, seed_everything, train
+from compression.train import append_metrics, read_metrics, train
 
 # After each stage this many validation examples are judged, to see at a glance where the run stands; the full set is
 # judged once, at the end.
@@ -37,7 +38,7 @@ class Prepared:
     """A task recipe with its data read, checked and cut into windows; `more` are further validation sets by split.
 
     `locked` holds the masks of a sparse checkpoint and `pattern` says where they come from; both are empty without
-    `transfer`.
+    `transfer`. `record` is that of the stages.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class Prepared:
     more: Mapping[str, tuple[Sequence[Example], Sequence[Window]]]
     locked: prune.Masks = field(default_factory=dict)
     pattern: str = ""
+    record: bool = False
 
 
 def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepared:
@@ -245,6 +247,7 @@ def _train_stage(
     distillation: Distillation | None = None,
     teacher: Path | None = None,
 ) -> prune.Masks:
+    live = distillation is not None and _is_live(run, training, distillation)
     stage = Stage(
         name=name,
         task=run.recipe.task.name,
@@ -255,21 +258,34 @@ def _train_stage(
         masks=masks or {},
         schedule=run.recipe.prune if schedule else None,
         distillation=distillation,
-        teacher=_teacher(run, teacher, training, distillation) if teacher and distillation else None,
+        teacher=_teacher(run, teacher, distillation, live=live) if teacher and distillation else None,
+        live_teacher=live,
+        record=run.record,
         judge=lambda: _quick(run, model, name)[headline(run.recipe.task)],
     )
     return train(model, stage, run.folder)
 
 
-def _teacher(run: Prepared, checkpoint: Path, training: Training, distillation: Distillation) -> Teacher:
+def _teacher(run: Prepared, checkpoint: Path, distillation: Distillation, *, live: bool) -> Teacher:
     model = load_model(str(checkpoint), run.recipe.task)
     model.to(processes.device())  # type: ignore[arg-type]
-    if distillation.hidden:  # kept, the states of all windows would take gigabytes
-        return live_teacher(model, hidden=True)
-    kept = run.folder / "teacher_logits.safetensors"
-    if seen_once(training, len(run.train_windows)) and not kept.is_file():
-        return live_teacher(model)
-    return kept_teacher(model, run.train_windows, kept)
+    if live:
+        return live_teacher(model, hidden=distillation.hidden > 0)
+    return kept_teacher(model, run.train_windows, _kept_logits(run))
+
+
+def _is_live(run: Prepared, training: Training, distillation: Distillation) -> bool:
+    """Whether the teacher answers as the student asks, and its answers are not kept.
+
+    Kept, the states of all windows would take gigabytes. On a GPU the teacher costs less than fetching what is kept.
+    """
+    if distillation.hidden or processes.device().type == "cuda":
+        return True
+    return seen_once(training, len(run.train_windows)) and not _kept_logits(run).is_file()
+
+
+def _kept_logits(run: Prepared) -> Path:
+    return run.folder / "teacher_logits.safetensors"
 
 
 def seen_once(training: Training, windows: int) -> bool:

@@ -49,12 +49,12 @@ def live_teacher(model: PreTrainedModel, *, hidden: bool = False) -> Teacher:
     return teach
 
 
-def kept_teacher(model: PreTrainedModel, windows: Sequence[Window], path: Path, *, batch_size: int = 32) -> Teacher:
+def kept_teacher(model: PreTrainedModel, windows: Sequence[Window], path: Path) -> Teacher:
     """Run the teacher once over all windows and keep its logits in `path`: right when windows are seen several times.
 
     The file is used again by later stages and by resumed runs; it holds float32 [windows, C] or [tokens, C].
     """
-    _write_logits(model, windows, path, batch_size)
+    _write_logits(model, windows, path)
     kept = load_file(path)["logits"]
     per_token = len(kept) != len(windows)
     ends = np.cumsum([len(window.ids) for window in windows])
@@ -71,7 +71,7 @@ def kept_teacher(model: PreTrainedModel, windows: Sequence[Window], path: Path, 
     return teach
 
 
-def _write_logits(model: PreTrainedModel, windows: Sequence[Window], path: Path, batch_size: int) -> None:
+def _write_logits(model: PreTrainedModel, windows: Sequence[Window], path: Path) -> None:
     """Compute the logits, every process its share of the batches, and let the main process write them."""
     exists = path.is_file()
     here = processes.state()
@@ -80,7 +80,9 @@ def _write_logits(model: PreTrainedModel, windows: Sequence[Window], path: Path,
         return
     predict = torch_predictor(model)
     mine: dict[int, np.ndarray] = {}
-    batches = plan_evaluation([len(w.ids) for w in windows], batch_size)[here.process_index :: here.num_processes]
+    batches = plan_evaluation([len(w.ids) for w in windows], processes.windows_at_once())[
+        here.process_index :: here.num_processes
+    ]
     for batch in tqdm(batches, desc="teacher", disable=not here.is_main_process, mininterval=1.0):
         for number, values in zip(batch, predict([windows[i] for i in batch]), strict=True):
             mine[number] = values.astype(np.float32)

@@ -1,85 +1,29 @@
-"""The one training loop: forward, loss, backward, step, re-mask; resumable at any moment with the same result."""
+"""The one training loop, step after step: judged, logged, saved, and resumable at any moment with the same result."""
 
 import json
 import os
-import random
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from compression import failures, files, processes, prune
 from compression.batches import plan_batches
-from compression.criteria import add_movement
-from compression.encode import Window
 from compression.failures import TrainingError as TrainingError
-from compression.language import Body, LanguageLoss
-from compression.masking import MaskedWindows
-from compression.objective import (
-    COUNTED,
-    Batch,
-    Output,
-    collate,
-    counts,
-    distillation_loss,
-    hidden_distance,
-    output_of,
-    task_loss,
-)
-from compression.recipe import Distillation, Prune, Training
-from compression.schedules import learning_rate, wanted_sparsity
-from compression.surgeon import Patient, operate
+from compression.loop import LOG_EVERY, Loop, Stage, lengths_of, open_loop, seed_everything
 
 # A kill costs about this much work: the state is written after as many seconds, or after so many times the seconds that
 # writing takes (2 % of the time), whichever is longer. When it is written changes nothing in the result.
 SAVE_SECONDS = 60.0
 SAVE_COST = 50.0
-LOG_EVERY = 10
 # Besides its end, each stage is judged at these shares of its steps, where the caller gives a judge.
 JUDGED_AT = (0.25, 0.5, 0.75)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Everything one run of the loop needs besides the model.
-
-    `masks` locks a pattern; `schedule` makes the loop find one as it goes; neither trains a dense model. `teacher`
-    gives the logits to distil from, and hidden states where they are compared; `judge` scores the model as
-    it is, for the log. `plan` holds the window numbers of every batch where they are not those of `plan_batches`.
-    `language_loss` takes the place of task loss and teacher.
-    """
-
-    name: str
-    task: str
-    training: Training
-    seed: int
-    windows: Sequence[Window]
-    matrices: Mapping[str, nn.Linear]
-    masks: prune.Masks
-    schedule: Prune | None = None
-    distillation: Distillation | None = None
-    teacher: Callable[[Sequence[int], Batch], Output] | None = None
-    plan: Sequence[Sequence[int]] | None = None
-    language_loss: LanguageLoss | None = None
-    judge: Callable[[], float] | None = None
-
-    @property
-    def compares_hidden(self) -> bool:
-        """Whether the distance from the teacher's hidden states is a part of the loss."""
-        if self.language_loss:
-            return self.language_loss.compares_hidden
-        return self.teacher is not None and self.distillation is not None and self.distillation.hidden > 0
 
 
 def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
@@ -124,25 +68,7 @@ def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
 
 def _plan(stage: Stage) -> list[list[int]]:
     training = stage.training
-    return plan_batches(_lengths(stage.windows), training.batch_size, training.epochs, stage.seed, training.steps)
-
-
-def _lengths(windows: Sequence[Window]) -> list[int]:
-    """Tokens of every window; a text's are known without making its windows."""
-    return windows.lengths.tolist() if isinstance(windows, MaskedWindows) else [len(window.ids) for window in windows]
-
-
-def open_loop(model: PreTrainedModel, stage: Stage, steps: int) -> "Loop":
-    """Put a model on this process's device, in train mode, with an optimizer and the stage's precision."""
-    processes.state()  # accelerate makes its process group at the first call, and ours has its own timeout
-    AcceleratorState._reset_state()  # accelerate keeps the first precision for ever; ours belongs to the stage
-    accelerator = Accelerator(mixed_precision=stage.training.mixed_precision, cpu=not torch.cuda.is_available())
-    optimizer = make_optimizer(model, stage.training)
-    # "Evaluation" spares the model the wrapper for several processes: `processes` adds the gradients up.
-    wrapped = accelerator.prepare_model(Body(model) if stage.language_loss else model, evaluation_mode=True)
-    model.train()
-    masks = {name: mask.to(accelerator.device) for name, mask in stage.masks.items()}
-    return Loop(model, wrapped, accelerator.prepare(optimizer), accelerator, stage, masks, steps)
+    return plan_batches(lengths_of(stage.windows), training.batch_size, training.epochs, stage.seed, training.steps)
 
 
 def _report(loop: "Loop", step: int, figures: dict[str, float], bar: Any, folder: Path) -> None:
@@ -182,157 +108,6 @@ def kept(folder: Path) -> str:
     if not path.is_file():
         return "the stage starts again, finished ones are kept"
     return f"{path} is kept: {failures.GO_ON}"
-
-
-@dataclass
-class Loop:
-    """The moving parts of a run: what a checkpoint must hold."""
-
-    model: PreTrainedModel
-    wrapped: Any
-    optimizer: Any
-    accelerator: Accelerator
-    stage: Stage
-    masks: prune.Masks
-    steps: int
-    minutes: float = 0.0
-    dropped: prune.Masks = field(default_factory=dict)
-    movement: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
-        return bool(self.accelerator.is_main_process)
-
-    def step(self, step: int, numbers: Sequence[int], *, stop: bool = False) -> dict[str, float]:
-        """Do one optimizer step on the windows with these numbers and return the figures to log.
-
-        Each loss is a mean over all examples or tokens of the global batch, however it is cut into parts: with several
-        processes or accumulated gradients the step is that of one process, up to the order of the sums and to dropout,
-        whose random numbers are a function of (seed, step, process). `stop` says that this process was asked to stop;
-        the figures say how many were.
-        """
-        stage, training = self.stage, self.stage.training
-        seed_step(stage.seed, step)
-        self._update_masks(step)
-        rate = learning_rate(step, self.steps, training, stage.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        parts = processes.take_parts(numbers, training.gradient_accumulation)
-        batches = [collate([stage.windows[i] for i in part], self.accelerator.device) for part in parts]
-        found = [self._counts(batch) for batch in batches]
-        counted = LanguageLoss.COUNTED if stage.language_loss else COUNTED
-        totals = processes.add_up({key: sum(count[key] for count in found) for key in counted})
-        # The same keys in every process: one without a window adds zeros.
-        figures = {"loss": 0.0, "task_loss": 0.0, "teacher_loss": 0.0}
-        if stage.compares_hidden:
-            figures["hidden_loss"] = 0.0
-        for part, batch, count in zip(parts, batches, found, strict=True):
-            shares = {key: count[key] / max(1.0, total) for key, total in totals.items()}
-            loss, values = self._loss(batch, part, shares)
-            self.accelerator.backward(loss)
-            for key, value in values.items():
-                figures[key] += value
-        figures = processes.add_up({**figures, "stop": stop})
-        if not np.isfinite(figures["loss"]):
-            raise TrainingError(
-                f"{stage.name}: loss is {figures['loss']} at step {step}; lower the learning rate ({rate:g}) or raise "
-                f"warmup ({training.warmup:g}) in the recipe and start in another run folder; what was saved is kept"
-            )
-        processes.add_gradients(self.model.parameters())
-        prune.mask_gradients(stage.matrices, self.masks)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), training.max_gradient_norm)
-        if stage.schedule is not None and stage.schedule.criterion == "movement":
-            add_movement(self.movement, stage.matrices)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        prune.apply_masks(stage.matrices, self.masks)
-        return {**figures, "learning_rate": rate, "sparsity": prune.mask_sparsity(self.masks)}
-
-    def _counts(self, batch: Batch) -> dict[str, int]:
-        language = self.stage.language_loss
-        return language.counts(batch) if language else counts(self.stage.task, batch)
-
-    def _loss(
-        self, batch: Batch, numbers: Sequence[int], shares: Mapping[str, float]
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Return what a part of the batch adds to the loss; `shares` are its shares of the global batch."""
-        stage, distillation = self.stage, self.stage.distillation
-        if stage.language_loss:
-            with self.accelerator.autocast():
-                return stage.language_loss(self.wrapped, batch, shares)
-        with self.accelerator.autocast():
-            output = output_of(self.wrapped, batch, hidden=stage.compares_hidden)
-            taught = stage.teacher(numbers, batch) if stage.teacher else None
-        logits = output.logits.float()
-        task = task_loss(stage.task, logits, batch) * shares["task_loss"]
-        if distillation is None or taught is None:
-            return task, {"loss": task.item(), "task_loss": task.item()}
-        teacher = (
-            distillation_loss(stage.task, logits, taught.logits, batch, distillation.temperature)
-            * shares["teacher_loss"]
-        )
-        loss = distillation.task * task + distillation.teacher * teacher
-        figures = {"task_loss": task.item(), "teacher_loss": teacher.item()}
-        if stage.compares_hidden:
-            distance = hidden_distance(output.hidden, taught.hidden, batch.attended) * shares["hidden_loss"]
-            loss = loss + distillation.hidden * distance
-            figures["hidden_loss"] = distance.item()
-        return loss, {"loss": loss.item(), **figures}
-
-    def _update_masks(self, step: int) -> None:
-        settings = self.stage.schedule
-        wanted = wanted_sparsity(step, self.steps, settings) if settings else None
-        if settings is None or wanted is None:
-            return
-        matrices = self.stage.matrices
-        if settings.criterion == "obert":
-            self.masks = operate(self._patient(), self.masks, wanted, settings, (self.stage.seed, step))
-        elif settings.reselect_until:
-            prune.put_back(matrices, self.dropped)
-            self.masks = prune.choose_masks(matrices, {}, wanted, settings, {})
-            competing = step < round(settings.reselect_until * self.steps)
-            self.dropped = prune.set_aside(matrices, self.masks) if competing else {}
-        else:
-            self.masks = prune.choose_masks(matrices, self.masks, wanted, settings, self.movement)
-        prune.apply_masks(matrices, self.masks)
-
-    def _patient(self) -> Patient:
-        stage, device = self.stage, self.accelerator.device
-
-        def loss(numbers: Sequence[int]) -> Tensor:
-            batch = collate([stage.windows[i] for i in numbers], device)
-            with self.accelerator.autocast():
-                if stage.language_loss:
-                    return stage.language_loss.without_teacher()(Body(self.model), batch)[0]
-                logits = output_of(self.model, batch).logits.float()
-            return task_loss(stage.task, logits, batch)
-
-        return Patient(self.model, stage.matrices, loss, _lengths(stage.windows), self.accelerator)
-
-
-def make_optimizer(model: PreTrainedModel, training: Training) -> torch.optim.Optimizer:
-    """AdamW; no weight decay on biases and LayerNorm, as in BERT; embeddings are frozen where the recipe says so."""
-    model.base_model.embeddings.requires_grad_(not training.freeze_embeddings)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)  # on a CPU a fifth of the time
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch: a run is a function of its recipe and data."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def seed_step(seed: int, step: int) -> None:
-    """Seed torch for one step of this process: dropout needs no state that a checkpoint would have to keep."""
-    place = (seed, step, processes.state().process_index)
-    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
 
 def append_metrics(folder: Path, line: Mapping[str, object]) -> None:
@@ -406,6 +181,9 @@ def _restore(loop: Loop, folder: Path) -> int:
             {name: tensor.to(loop.accelerator.device) for name, tensor in state[part].items()}
             for part in ("masks", "dropped", "movement")
         )
+        loop.sparsity = prune.mask_sparsity(loop.masks)
+        if loop.recorder:
+            loop.record()
         loop.minutes = float(state["minutes"])
     processes.main_only(lambda: drop_metrics(folder, loop.stage.name, step))
     return step

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compression import criteria, prune, train
+from compression import criteria, loop, prune, train
 from compression.checkpoint import encoder_matrices, load_model
 from compression.patterns import pattern_of
 from compression.recipe import Fisher, Prune, Training
@@ -76,7 +76,7 @@ def test_a_run_reaches_its_sparsity_and_resumes_to_the_same_weights(
 def run_once(one: object, settings: Prune) -> tuple[nn.Module, prune.Masks]:
     torch.manual_seed(4)
     model = load_model(one.recipe.checkpoint, one.recipe.task, dropout=0.1)  # type: ignore[attr-defined]
-    stage = train.Stage(
+    stage = loop.Stage(
         "prune", one.recipe.task.name, TRAINING, 1, one.train_windows, encoder_matrices(model), {}, settings  # type: ignore[attr-defined]
     )  # fmt: skip
     return model, train.train(model, stage, one.folder)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from compression.checkpoint import CheckpointError, load_tokenizer
 from compression.encode import IGNORED
 from compression.language import Body, LanguageLoss, chunked_loss, judge, load_language_model
 from compression.masking import MaskedWindows, cut_segments
-from compression.objective import Batch, collate
+from compression.objective import Batch, batch_of, collate
 from compression.recipe import Distillation, LanguageTask
 from compression.text import load_corpus
 from tests.compression import tiny
@@ -41,6 +42,13 @@ def windows(tmp_path: Path, one: LanguageTask) -> MaskedWindows:
     return MaskedWindows(corpus, cut_segments(corpus, documents, one, 0.3, tokenizer, 0), tokenizer, 0.15, 0)
 
 
+def guessed(batch: Batch) -> Tensor:
+    """The targets without the next-sentence label, which stands at [CLS]."""
+    targets = batch.targets.clone()
+    targets[:, 0] = IGNORED
+    return targets
+
+
 def plain_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     p, q = (functional.softmax(logits / temperature, dim=-1) for logits in (teacher, student))
     return (p * (p / q).log()).sum(dim=-1).mean() * temperature**2
@@ -56,8 +64,7 @@ def plain_loss(
     with torch.no_grad():
         wanted = teacher(**inputs)
     logits, expected = (getattr(o, "prediction_logits", getattr(o, "logits", None)) for o in (found, wanted))
-    masked = batch.targets != IGNORED
-    masked[:, 0] = False
+    masked = guessed(batch) != IGNORED
     compared = masked if given.masked_only else batch.attended.bool()
     hard = functional.cross_entropy(logits[masked], batch.targets[masked])
     soft = plain_divergence(logits[compared], expected[compared], given.temperature)
@@ -88,7 +95,7 @@ def plain_loss(
 def test_loss_and_gradients_equal_the_plain_formula(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, pairs: bool, given: Distillation
 ) -> None:
-    monkeypatch.setattr(language, "CHUNK_TOKENS", 7)  # many chunks, and a last one that is not full
+    monkeypatch.setitem(language.CHUNK_TOKENS, "cpu", 7)  # many chunks, and a last one that is not full
     one = task(pairs)
     student, teacher = model_of(tmp_path / "a", family, one), model_of(tmp_path / "b", family, one, seed=3)
     many = windows(tmp_path, one)
@@ -101,7 +108,8 @@ def test_loss_and_gradients_equal_the_plain_formula(
     (0.5 * loss).backward()  # a factor outside, as gradient accumulation has
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     parts = given.task * figures["task_loss"] + given.teacher * figures["teacher_loss"]
-    assert figures["loss"] == pytest.approx(parts + given.hidden * figures.get("hidden_loss", 0.0), rel=1e-5)
+    parts += given.hidden * figures.get("hidden_loss", torch.zeros(()))
+    assert figures["loss"].item() == pytest.approx(parts.item(), rel=1e-5)
     trained = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     assert set(trained) == set(wanted)
     for name, gradient in trained.items():
@@ -118,20 +126,18 @@ def test_parts_of_a_batch_add_up_to_its_loss_and_gradients(tmp_path: Path, maske
     given = Distillation(hidden=0.7, masked_only=masked_only)
     loss_of = LanguageLoss(student, True, given, teacher)
     cut = [collate([many[number] for number in part], torch.device("cpu")) for part in ((0, 1, 2, 3, 4), (5,), (6, 7))]
-    cut[1].targets[:, 1:] = IGNORED  # a part with nothing masked
+    for array in (cut[1].targets, cut[1].given):
+        array[:, 1:] = IGNORED if array is cut[1].targets else False  # a part with nothing masked
     longest = max(part.ids.shape[1] for part in cut)
-    fields = ("ids", "types", "attended", "targets")
-    fill = {"targets": IGNORED}
-    whole = Batch(
-        *(
-            torch.cat(
-                [
-                    functional.pad(getattr(part, name), (0, longest - part.ids.shape[1]), value=fill.get(name, 0))
-                    for part in cut
-                ]
-            )
-            for name in fields
-        )
+
+    def joined(name: str, fill: int = 0) -> np.ndarray:
+        parts = [getattr(part, name) for part in cut]
+        return torch.cat([functional.pad(part, (0, longest - part.shape[1]), value=fill) for part in parts]).numpy()
+
+    whole = batch_of(
+        np.stack([joined(name) for name in ("ids", "types", "attended")]),
+        joined("targets", IGNORED),
+        torch.device("cpu"),
     )
     expected, figures = loss_of(Body(student), whole)
     expected.backward()
@@ -139,12 +145,13 @@ def test_parts_of_a_batch_add_up_to_its_loss_and_gradients(tmp_path: Path, maske
     student.zero_grad()
     totals, found = loss_of.counts(whole), [loss_of.counts(part) for part in cut]
     assert totals == {key: sum(count[key] for count in found) for key in LanguageLoss.COUNTED}
-    added = dict.fromkeys(figures, 0.0)
+    added = {key: torch.zeros(()) for key in figures}
     for part, count in zip(cut, found, strict=True):
         loss, values = loss_of(Body(student), part, {key: count[key] / total for key, total in totals.items()})
         loss.backward()
         added = {key: added[key] + value for key, value in values.items()}
-    assert added == pytest.approx(figures, rel=1e-5)
+    for key, figure in figures.items():
+        assert added[key].item() == pytest.approx(figure.item(), rel=1e-5), key
     for name, parameter in student.named_parameters():
         if parameter.grad is not None:
             assert torch.allclose(parameter.grad, wanted[name], rtol=1e-4, atol=1e-6), name
@@ -156,7 +163,7 @@ def test_without_a_teacher_it_is_transformers_own_loss(tmp_path: Path, family: s
     model = model_of(tmp_path / "a", family, one)
     many = windows(tmp_path, one)
     batch = collate([many[number] for number in range(5)], torch.device("cpu"))
-    labels = language.token_targets(batch)
+    labels = guessed(batch)
     given = {"next_sentence_label": batch.targets[:, 0], "token_type_ids": batch.types} if pairs else {}
     theirs = model(input_ids=batch.ids, attention_mask=batch.attended, labels=labels, **given).loss
     for loss in (LanguageLoss(model, pairs), LanguageLoss(model, pairs, Distillation(), model).without_teacher()):
@@ -196,7 +203,7 @@ def test_judge_agrees_with_transformers_on_whole_logits(tmp_path: Path, family: 
     with torch.no_grad():
         output = model(input_ids=batch.ids, attention_mask=batch.attended, **types)
     logits = getattr(output, "prediction_logits", getattr(output, "logits", None))
-    targets = language.token_targets(batch)
+    targets = guessed(batch)
     masked = targets != IGNORED
     loss = functional.cross_entropy(logits[masked], targets[masked]).item()
     scores = judge(model, many, one, name="test", batch_size=4)

@@ -9,14 +9,24 @@ from torch.nn import functional
 
 from compression.checkpoint import CheckpointError, load_model
 from compression.encode import IGNORED, Window
-from compression.objective import Batch, collate, distillation_loss, hidden_distance, output_of, task_loss
+from compression.objective import (
+    Batch,
+    batch_of,
+    collate,
+    counts,
+    distillation_loss,
+    hidden_distance,
+    output_of,
+    task_loss,
+)
 from compression.recipe import Task
 from tests.compression import tiny
 
 
 def batch(attended: list[list[int]], targets: list[list[int]]) -> Batch:
-    mask = torch.tensor(attended)
-    return Batch(torch.zeros_like(mask), torch.zeros_like(mask), mask, torch.tensor(targets))
+    ids = np.zeros((3, *np.shape(attended)), np.int64)
+    ids[2] = attended
+    return batch_of(ids, np.array(targets), torch.device("cpu"))
 
 
 def test_kl_equals_the_closed_form_for_two_classes() -> None:
@@ -33,7 +43,7 @@ def test_kl_equals_the_closed_form_for_two_classes() -> None:
 def test_the_divergence_of_label_sets_is_the_mean_of_each_labels() -> None:
     # Two classes with logits (z, 0) are one label with logit z.
     student, teacher = torch.randn(3, 4), torch.randn(3, 4)
-    many = Batch(*[torch.ones(3, 1)] * 3, torch.zeros(3, 4))
+    many = batch_of(np.ones((3, 3, 1), np.int64), np.zeros((3, 4), np.float32), torch.device("cpu"))
     loss = distillation_loss("text-classification", student, teacher, many, 2.0)
     pairs = [torch.stack((z.flatten(), torch.zeros(12)), dim=1) for z in (student, teacher)]
     expected = distillation_loss("text-classification", *pairs, batch([[1]] * 12, [[0]] * 12), 2.0)
@@ -68,6 +78,29 @@ def test_token_loss_is_the_mean_over_labelled_tokens() -> None:
     assert task_loss("token-classification", logits, batch([[1] * 3] * 2, targets)).item() == pytest.approx(
         expected.item()
     )
+
+
+def test_what_is_counted_on_the_host_is_what_the_tensors_say() -> None:
+    tagged = collate([window(3, [IGNORED, 1, IGNORED]), window(5, [IGNORED, 0, 2, 1, IGNORED])], torch.device("cpu"))
+    assert tagged.lengths.tolist() == tagged.attended.sum(dim=1).tolist() == [3, 5]
+    assert tagged.given.tolist() == (tagged.targets != IGNORED).tolist()
+    assert counts("token-classification", tagged) == {"task_loss": 4, "teacher_loss": 8, "hidden_loss": 8}
+    assert counts("text-classification", batch([[1, 1, 0], [1, 1, 1]], [[1], [IGNORED]])) == {
+        "task_loss": 1,
+        "teacher_loss": 2,
+        "hidden_loss": 5,
+    }
+
+
+def test_hidden_states_of_padding_do_not_count() -> None:
+    states = [tuple(torch.randn(2, 4, 6) for _ in range(3)) for _ in range(2)]
+    one = batch([[1, 1, 1, 0], [1, 1, 0, 0]], [[0], [0]])
+    real = one.attended.bool()
+    expected = sum(
+        (functional.normalize(a[real], dim=-1) - functional.normalize(b[real], dim=-1)).square().sum(-1).mean()
+        for a, b in list(zip(*states, strict=True))[1:]
+    )
+    assert hidden_distance(*states, one.attended).item() == pytest.approx(float(expected) / 2, rel=1e-5)
 
 
 def window(length: int, targets: list[int]) -> Window:
@@ -131,7 +164,8 @@ def test_hidden_states_come_with_the_logits_where_they_are_asked_for(tmp_path: P
     labels = () if task == "question-answering" else ("one", "two")
     model = load_model(str(tiny.checkpoint(tmp_path, layers=3)), Task(task, labels, window=32))
     ids = torch.tensor([[2, 7, 8, 3]])
-    one = Batch(ids, torch.zeros_like(ids), torch.ones_like(ids), torch.zeros(1, 1, dtype=torch.int64))
+    arrays = np.array([ids.tolist(), [[0] * 4], [[1] * 4]])
+    one = batch_of(arrays, np.zeros((1, 1), np.int64), torch.device("cpu"))
     found = output_of(model, one, hidden=True)
     assert [state.shape for state in found.hidden] == [(1, 4, 32)] * 4
     assert torch.equal(found.hidden[-1], model.base_model(ids).last_hidden_state)

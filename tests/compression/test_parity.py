@@ -17,7 +17,7 @@ from transformers import (
     pipeline,
 )
 
-from compression import decode, train
+from compression import decode, loop, train
 from compression.batches import plan_batches
 from compression.checkpoint import encoder_matrices, load_model, load_tokenizer, model_labels
 from compression.encode import Encoder
@@ -227,7 +227,7 @@ def test_fine_tuning_is_transformers_own_to_the_last_metric(base: str, tmp_path:
     models[1].load_state_dict(models[0].state_dict())
     training = Training(epochs=epochs, learning_rate=rate, batch_size=size, warmup=0.0, dropout=0.0)
     matrices = encoder_matrices(models[0])
-    train.train(models[0], train.Stage("teacher", task.name, training, 1, windows, matrices, {}), tmp_path)
+    train.train(models[0], loop.Stage("teacher", task.name, training, 1, windows, matrices, {}), tmp_path)
 
     arguments = TrainingArguments(
         output_dir=str(tmp_path / "theirs"), learning_rate=rate, max_steps=len(plan), weight_decay=0.01,

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForPreTraining
 from typer.testing import CliRunner
 
-from compression import pretrain, prune, train
+from compression import loop, pretrain, prune, schedules, train
 from compression.checkpoint import CheckpointError, encoder_matrices, load_model
 from compression.cli import app
 from compression.language import language_matrices, load_language_model
@@ -77,7 +77,7 @@ def test_both_stages_follow_their_schedules(finished: tuple[str, Path, str]) -> 
     recipe = recipe_of(folder)
     assert lines[-1]["step"] == 149
     for line in lines:
-        rate = train.learning_rate(line["step"], 150, recipe.prune.training, recipe.prune)
+        rate = schedules.learning_rate(line["step"], 150, recipe.prune.training, recipe.prune)
         assert line["learning_rate"] == pytest.approx(rate)
         halves = 0.5 * line["task_loss"] + 0.5 * line["teacher_loss"]
         assert line["loss"] == pytest.approx(halves, rel=1e-4)
@@ -124,7 +124,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(
         teacher = pretrain.fit_teacher(run)
         if stop is not None:
             with monkeypatch.context() as patch, pytest.raises(tiny.Stop):
-                patch.setattr(train, "collate", tiny.stopping(train.collate, stop))
+                patch.setattr(loop, "collate", tiny.stopping(loop.collate, stop))
                 pretrain.fit_pruned(run, teacher)
             state = torch.load(run.folder / "state.pt", weights_only=True)
             assert 10 < state["step"] < (32 if key == "dropped" else 20)

@@ -24,7 +24,7 @@ from compression.recipe import (
 )
 from tests.compression import tiny
 
-SHIPPED = sorted((Path(__file__).parents[2] / "compression" / "recipes").glob("*.toml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "compression" / "recipes").rglob("*.toml"))
 
 TABLES = (
     Task,

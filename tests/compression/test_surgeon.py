@@ -19,11 +19,12 @@ import engine
 from compression import prune, surgeon
 from compression.checkpoint import encoder_matrices, load_model
 from compression.cli import app
+from compression.loop import Stage
 from compression.objective import collate, output_of, task_loss
 from compression.patterns import pattern_of
 from compression.recipe import Fisher, Prune, Training
 from compression.run import Prepared
-from compression.train import Stage, train
+from compression.train import train
 from tests.compression import tiny
 from tests.compression.test_train import prepared
 

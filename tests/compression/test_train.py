@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import engine
-from compression import prune, run, schedules, train
+from compression import loop, prune, run, schedules, train
 from compression.checkpoint import encoder_matrices, load_model
 from compression.objective import Batch, Output
 from compression.read_recipe import parse_recipe
@@ -28,22 +28,22 @@ def prepared(tmp_path: Path, task: str = "text-classification", epochs: float = 
     return run.prepare(parse_recipe(text), text, tmp_path, tmp_path / name)
 
 
-def stage(one: run.Prepared, model: torch.nn.Module, training: Training, masks: prune.Masks) -> train.Stage:
-    return train.Stage(
+def stage(one: run.Prepared, model: torch.nn.Module, training: Training, masks: prune.Masks) -> loop.Stage:
+    return loop.Stage(
         "prune", one.recipe.task.name, training, 1, one.train_windows, encoder_matrices(model), masks, one.recipe.prune
     )
 
 
 def test_learning_rate_by_hand() -> None:
     training = Training(epochs=1, learning_rate=1.0, warmup=0.2)
-    rates = [train.learning_rate(step, 10, training) for step in range(10)]
+    rates = [schedules.learning_rate(step, 10, training) for step in range(10)]
     assert rates == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
 
 
 def test_cyclic_learning_rate_by_hand() -> None:
     cycles = {"schedule": "cyclic", "rewind_epochs": (1.0, 3.0), "lowest_rate": 0.2}
     training = Training(epochs=5, learning_rate=1.0, warmup=0.2, **cycles)  # type: ignore[arg-type]
-    rates = [train.learning_rate(step, 10, training) for step in range(10)]
+    rates = [schedules.learning_rate(step, 10, training) for step in range(10)]
     assert rates == pytest.approx([1 / 3, 0.6, 1, 0.8, 0.6, 0.4, 1, 0.8, 0.6, 0.4])
 
 
@@ -51,7 +51,7 @@ def test_rewinding_learning_rate_by_hand() -> None:
     """N = 20, W = 2, P = 10, R = 4: teeth from 10/8 down, back up with each mask update, then down to the end."""
     training = Training(steps=20, learning_rate=0.8, warmup=0.1, schedule="rewinding")
     pruning = Prune(0.9, training, end=0.5, update_every=4)
-    rates = [10 * train.learning_rate(step, 20, training, pruning) for step in range(20)]
+    rates = [10 * schedules.learning_rate(step, 20, training, pruning) for step in range(20)]
     assert rates == pytest.approx([8 / 3, 16 / 3, 8, 7, 10, 9, 8, 7, 10, 9, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1])
 
 
@@ -67,7 +67,7 @@ def test_rewinding_learning_rate_with_the_published_numbers() -> None:
         99_999: 1 / 49_000,
     }
     for step, factor in expected.items():
-        assert train.learning_rate(step, 100_000, training, pruning) == pytest.approx(5e-5 * factor), step
+        assert schedules.learning_rate(step, 100_000, training, pruning) == pytest.approx(5e-5 * factor), step
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(tmp_path: Path, monkeypa
             first = load_model(one.recipe.checkpoint, one.recipe.task, dropout=0.1)
             _seed_head(first)
             with monkeypatch.context() as patch, pytest.raises(_Stop):
-                patch.setattr(train, "collate", _stopping(train.collate, stop))
+                patch.setattr(loop, "collate", _stopping(loop.collate, stop))
                 train.train(first, stage(one, first, training, {}), one.folder)
         model = load_model(one.recipe.checkpoint, one.recipe.task, dropout=0.1)
         _seed_head(model)

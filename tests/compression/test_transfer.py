@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from compression import run, train
+from compression import loop, run, train
 from compression.checkpoint import CheckpointError, encoder_matrices, load_model
 from compression.cli import app
 from compression.pattern import MASKS_FILE, load_masks
@@ -100,7 +100,7 @@ def test_the_lock_holds_through_a_stop(tmp_path: Path, monkeypatch: pytest.Monke
         teacher = run.fit_teacher(one)
         if stop is not None:
             with monkeypatch.context() as patch, pytest.raises(tiny.Stop):
-                patch.setattr(train, "collate", tiny.stopping(train.collate, stop))
+                patch.setattr(loop, "collate", tiny.stopping(loop.collate, stop))
                 run.fit_sparse(one, teacher)
             state = torch.load(one.folder / "state.pt", weights_only=True)
             for name, mask in one.locked.items():
