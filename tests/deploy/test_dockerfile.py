@@ -1,8 +1,9 @@
-"""The Dockerfile, linted and read, not built: no container engine is needed to see what the runtime stage holds."""
+"""The Dockerfile, linted and read, not built (test_built_image.py does): its stages, and what the last one holds."""
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -39,6 +40,7 @@ class Stage:
 
     image: str
     name: str
+    options: list[str]
     steps: list[tuple[str, str]] = field(default_factory=list)
 
     def values(self, instruction: str) -> list[str]:
@@ -51,8 +53,9 @@ def stages(text: str) -> list[Stage]:
     for line in filter(None, map(str.strip, joined.splitlines())):
         instruction, _, value = line.partition(" ")
         if instruction == "FROM":
-            image, _, name = value.partition(" AS ")
-            found.append(Stage(image, name))
+            where, _, name = value.partition(" AS ")
+            *options, image = where.split()
+            found.append(Stage(image, name, options))
         elif found:
             found[-1].steps.append((instruction, value.strip()))
         else:
@@ -77,6 +80,16 @@ DEBIAN_PYTHON = {"bookworm": "3.11", "trixie": "3.13"}
 def test_two_stages_and_the_second_begins_with_nothing(builder: Stage, runtime: Stage) -> None:
     assert [stage.name for stage in stages((ROOT / "Dockerfile").read_text())] == ["builder", "runtime"]
     assert (builder.image, runtime.image) == ("${DEBIAN_IMAGE}", "scratch")
+
+
+def test_nothing_is_emulated_but_a_last_look(builder: Stage, runtime: Stage) -> None:
+    """The builder is of the machine that builds; only image/root.sh runs what was made, where it can."""
+    assert builder.options == ["--platform=$BUILDPLATFORM"]
+    assert runtime.options == ["--platform=$TARGETPLATFORM"]
+    assert builder.values("ARG") == ["TARGETARCH"]
+    for part in ("pip --python /opt/sparselane/bin/python install", "pip wheel"):
+        (first, *_) = [run for run in builder.values("RUN") if part in run]
+        assert first.index(". image/target.sh") < first.index(part)
 
 
 def test_wheels_are_locked_for_the_default_python() -> None:
@@ -111,7 +124,7 @@ def test_hadolint_would_have_something_to_say() -> None:
     assert {"DL3007", "DL3013"} <= set(re.findall(r"DL\d+", done.stdout))
 
 
-@pytest.mark.parametrize("name", ["build.sh", "root.sh"])
+@pytest.mark.parametrize("name", ["build.sh", "root.sh", "run.sh", "target.sh"])
 def test_the_scripts_are_programs_of_a_plain_shell(name: str) -> None:
     script = ROOT / "image" / name
     assert os.access(script, os.X_OK)
@@ -204,3 +217,39 @@ def test_the_wheel_of_the_image_is_that_of_the_project_without_the_trainer(build
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]["wheel"]["packages"]
     (given,) = [found for run in builder.values("RUN") for found in re.findall(r"'wheel\.packages=([^']*)'", run)]
     assert set(given.split(";")) == set(packages) - {"compression"}
+
+
+def told(arch: str, program: str = "env") -> "subprocess.CompletedProcess[str]":
+    """What a program hears of the machine that the image is for."""
+    command = ["/bin/sh", "-euc", f". image/target.sh; {program}"]
+    environment = {"PATH": os.environ["PATH"], "TARGETARCH": arch}
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-architecture") is None, reason="needs Debian's dpkg-dev")
+
+
+@needs_dpkg
+@pytest.mark.parametrize(("arch", "machine"), [("amd64", "x86_64"), ("arm64", "aarch64")])
+def test_the_compiler_and_cmake_are_told_of_the_machine(arch: str, machine: str) -> None:
+    seen = dict(line.split("=", 1) for line in told(arch).stdout.splitlines())
+    assert (seen["CXX"], seen["STRIP"]) == (f"{machine}-linux-gnu-g++", f"{machine}-linux-gnu-strip")
+    assert seen["CMAKE_ARGS"] == f"-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR={machine}"
+    assert seen["_PYTHON_SYSCONFIGDATA_NAME"] == f"_sysconfigdata__{machine}-linux-gnu"
+
+
+@needs_dpkg
+@pytest.mark.parametrize(("arch", "machine"), [("amd64", "x86_64"), ("arm64", "aarch64")])
+def test_pip_is_told_of_the_machine(arch: str, machine: str) -> None:
+    """`pip debug` lists the tags of wheels that it would take. Here without what only Debian's builder has."""
+    pip = f"unset _PYTHON_SYSCONFIGDATA_NAME; exec '{sys.executable}' -m pip debug --verbose"
+    tags = set(re.findall(r"^  (cp\S+-cp\S+-\S+)$", told(arch, pip).stdout, re.MULTILINE))
+    assert f"cp{sys.version_info.major}{sys.version_info.minor}" in {tag.partition("-")[0] for tag in tags}
+    assert {tag.endswith(machine) for tag in tags if not tag.endswith("any")} == {True}
+
+
+@needs_dpkg
+def test_a_machine_that_debian_does_not_know_is_an_error() -> None:
+    done = told("z80")
+    assert done.returncode != 0
+    assert "z80" in done.stderr
