@@ -15,7 +15,7 @@ from prometheus_client import (
 
 from service.call import Lane
 from service.cgroup import CpuCollector, MemoryCollector
-from service.errors import HTTP
+from service.errors import HTTP, OverloadedError, meaning
 from service.models import Model, Models
 
 # Edges at the latencies that CPU BERT is promised at, and at four times each, which Apdex needs.
@@ -127,6 +127,10 @@ class Metrics:
         self._requests.labels(task, model, outcome).inc()
         if outcome == "ok":
             self._stages[TOTAL].labels(task, model).observe(seconds)
+
+    def refused(self, task: str = NONE) -> Counter:
+        """Return what counts the requests that are refused before it is known which model they ask."""
+        return self._requests.labels(task, NONE, meaning(OverloadedError("")).outcome)
 
     def answered(self, task: str, model: str, stages: Mapping[str, float], tokens: int, windows: int) -> None:
         """Note where the time of an answer went, and what was read for it."""

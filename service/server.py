@@ -144,7 +144,7 @@ def _run(app: FastAPI, listener: socket.socket, probes: Probes, settings: Settin
         access_log=False,
         server_header=False,
         lifespan="on",
-        http=protocol(settings.read_seconds, app.state.door),
+        http=protocol(settings.read_seconds, app.state.door, app.state.glance),
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.drain_seconds,
