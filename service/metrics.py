@@ -10,12 +10,12 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    generate_latest,
 )
 
 from service.call import Lane
 from service.cgroup import CpuCollector, MemoryCollector
 from service.errors import HTTP, OverloadedError, meaning
+from service.exposition import Exposition
 from service.models import Model, Models
 
 # Edges at the latencies that CPU BERT is promised at, and at four times each, which Apdex needs.
@@ -50,6 +50,7 @@ class Metrics:
     ) -> None:
         """Make the label sets of all `tasks` and of the models that serve."""
         self.registry = CollectorRegistry()
+        self._exposition = Exposition(self.registry)
         self._requests = self._counter("requests", "Requests to models, by how they ended.", (*MODEL, "outcome"))
         self.truncated_inputs = self._counter("truncated_inputs", "Inputs read in part: none is.", MODEL)
         self._stages = {
@@ -147,7 +148,7 @@ class Metrics:
 
     def page(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return self._exposition.page()
 
     def _per_model(self) -> tuple[Counter | Histogram, ...]:
         return (self.truncated_inputs, *self._stages.values(), self._input_tokens, self._windows)

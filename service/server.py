@@ -36,8 +36,8 @@ log = logging.getLogger("sparselane")
 KEEP_ALIVE_SECONDS: Final = 75
 # The exit code of a stop that cut off accepted requests.
 CUT_OFF: Final = 3
-# The longest that Python lets one thread keep the others waiting. A probe changes threads about ten times, and must be
-# done in 50 ms though tokenizing and JSON are busy.
+# The longest that Python lets one thread keep the others waiting. A probe changes threads a few times, and must be done
+# in 50 ms though tokenizing and JSON are busy.
 SWITCH_SECONDS: Final = 0.001
 # So many more objects than before make Python search for cycles. Answers, refusals and errors leave none; Python's own
 # 700 came every fifth answer, and took 9 % of the CPU. A search holds up everything, in proportion to this.
