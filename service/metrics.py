@@ -59,6 +59,8 @@ class Metrics:
         self._input_tokens = self._histogram(
             "input_tokens", "Tokens that a request made the model read.", MODEL, POWERS
         )
+        # The series of a task's answers by a model, which are dear to look up.
+        self._series: dict[tuple[str, str], dict[str, Histogram]] = {}
         self._windows = self._histogram(
             "windows_per_request", "Windows that a request was cut into.", MODEL, POWERS[:12]
         )
@@ -119,6 +121,7 @@ class Metrics:
 
     def remove_model(self, name: str) -> None:
         """Forget the label sets of a model that no longer serves."""
+        self._series.clear()
         counted = (self._requests, self.model_loads, *self._per_model())
         for metric in (*counted, self._model_info, self.model_ready, self._load_seconds):
             metric.remove_by_labels({"model": name})
@@ -135,10 +138,14 @@ class Metrics:
 
     def answered(self, task: str, model: str, stages: Mapping[str, float], tokens: int, windows: int) -> None:
         """Note where the time of an answer went, and what was read for it."""
+        series = self._series.get((task, model))
+        if series is None:
+            named = {**self._stages, "tokens": self._input_tokens, "windows": self._windows}
+            series = self._series[task, model] = {name: metric.labels(task, model) for name, metric in named.items()}
         for stage, seconds in stages.items():
-            self._stages[stage].labels(task, model).observe(seconds)
-        self._input_tokens.labels(task, model).observe(tokens)
-        self._windows.labels(task, model).observe(windows)
+            series[stage].observe(seconds)
+        series["tokens"].observe(tokens)
+        series["windows"].observe(windows)
 
     def batch(self, lengths: Sequence[int]) -> None:
         """Note a batch of sequences."""
