@@ -105,17 +105,29 @@ async def checked(
 
 
 async def overhead(port: int, request: Request) -> Row:
-    """Ask one request again and again: medians of its time, of the engine's part in it, and of the difference."""
+    """Ask one request again and again: medians of its time, of the engine's part in it, and of the difference.
+
+    Of that, too: the work on the text, which is the model's and grows with it (tokens, and answers from logits), and
+    the way there and back (HTTP, JSON, routing, the change to the engine's thread).
+    """
     connections = Connections("127.0.0.1", port)
-    total, engine = [], []
+    total: list[float] = []
+    parts: list[dict[str, float]] = []
     for _ in range(ALONE):
         began = perf_counter()
         answer = await connections.post(replace(request, deadline_ms=None))
         total.append(perf_counter() - began)
-        engine.append(stages(answer.fields["server-timing"])["infer"])
+        parts.append(stages(answer.fields["server-timing"]))
     connections.close()
-    difference = median(whole - part for whole, part in zip(total, engine, strict=True))
-    return {"total_s": median(total), "engine_s": median(engine), "overhead_s": difference}
+    text = [part["tokenize"] + part["post"] for part in parts]
+    around = [whole - part["infer"] for whole, part in zip(total, parts, strict=True)]
+    return {
+        "total_s": median(total),
+        "engine_s": median(part["infer"] for part in parts),
+        "overhead_s": median(around),
+        "text_s": median(text),
+        "http_s": median(whole - part for whole, part in zip(around, text, strict=True)),
+    }
 
 
 def stages(timing: str) -> dict[str, float]:
@@ -144,7 +156,7 @@ async def _rates(
 
 
 async def probe(port: int) -> Row:
-    """Ask for health and metrics until cancelled; return the median and the longest time of each, s."""
+    """Ask for health and metrics until cancelled; return the median, the 95th percentile and the longest of each, s."""
     connections, paths = Connections("127.0.0.1", port), ("/readyz", "/metrics")
     times: dict[str, list[float]] = {path: [] for path in paths}
     try:
@@ -156,7 +168,8 @@ async def probe(port: int) -> Row:
             await asyncio.sleep(PROBE_SECONDS)
     except asyncio.CancelledError:
         named = {path: sorted(seconds) or [float("nan")] for path, seconds in times.items()}
-        return {f"{path[1:]}_{q}_s": f(one) for path, one in named.items() for q, f in (("p50", median), ("max", max))}
+        shares = (("p50", 0.5), ("p95", 0.95), ("max", 1.0))
+        return {f"{path[1:]}_{q}_s": quantile(one, share) for path, one in named.items() for q, share in shares}
 
 
 def summary(outcomes: Sequence[Outcome], rate: float) -> Row:

@@ -14,6 +14,7 @@ from bench.summary import CaseKey, CaseSummary, summarize
 Rows = Sequence[Mapping[str, str]]
 # The limits that the project set itself, shown beside what was measured.
 LOAD_LIMIT_SECONDS = {"bert-large": 1.5}
+ALONE = ("total_s", "engine_s", "overhead_s", "text_s", "http_s")
 HTTP_QUANTILES = ("p50_s", "p95_s", "p99_s", "short_p99_s", "long_p99_s")
 RESIDENT_LIMIT_MB = {"bert-base": 120, "bert-large": 250}
 
@@ -199,12 +200,17 @@ def _http_alone(rows: Rows) -> str:
         [
             row["workload"],
             row["kind"],
-            *(f"{1e3 * float(row[name]):.2f}" for name in ("total_s", "engine_s", "overhead_s")),
+            *(f"{1e3 * float(row[name]):.2f}" if row.get(name) else "" for name in ALONE),
         ]
         for row in rows
     ]
     head = ["requests", "input", "whole answer, ms", "in the engine, ms", "everything else, ms"]
-    return "## HTTP, one client\n\nMedians, from the client's first byte to its last.\n\n" + table(head, lines)
+    head += ["of that the text, ms", "and HTTP, ms"]
+    note = (
+        "Medians, from the client's first byte to its last. The text: its tokens, and the answer from logits; both "
+        "grow with it. HTTP: what the service adds to any text, JSON and the way to the engine's thread included."
+    )
+    return f"## HTTP, one client\n\n{note}\n\n{table(head, lines)}"
 
 
 def _http(rows: Rows) -> str:
@@ -215,19 +221,25 @@ def _http(rows: Rows) -> str:
             *(row["workload"], f"{100 * float(row['share']):.0f} %", f"{float(row['offered_rate']):.0f}"),
             *(f"{float(row['answered_rate']):.0f}", f"{100 * float(row['refused']) / float(row['requests']):.0f} %"),
             *(f"{1e3 * float(row[q]):.0f}" if row[q] else "" for q in HTTP_QUANTILES),
-            *(f"{1e3 * float(row[q]):.0f}" for q in ("readyz_max_s", "metrics_max_s")),
+            *(_probe(row, name) for name in ("readyz", "metrics")),
             *(row["requests"], f"{row['errors']} {row['error_kinds']}".strip()),
         ]
         for row in rows
     ]
     head = ["requests", "of closed loop", "offered/s", "answered in time/s", "refused", "p50 ms", "p95 ms", "p99 ms"]
-    head += ["p99 short", "p99 long", "/readyz max", "/metrics max", "sent", "errors"]
+    head += ["p99 short", "p99 long", "/readyz", "/metrics", "sent", "errors"]
     note = (
         "Open loop, Poisson arrivals, latency of accepted requests from the intended time of departure, all with a "
         f"deadline of {DEADLINE_MS} ms; the load generator "
-        + ("has CPUs of its own, the service one." if rows[0].get("apart") == "True" else "shares the machine.")
+        + ("has CPUs of its own, the service one" if rows[0].get("apart") == "True" else "shares the machine")
+        + ". Probes, asked every 0.1 s meanwhile: median, 95th percentile, longest, ms."
     )
     return f"## HTTP, embedded models\n\n{note}\n\n{table(head, lines)}"
+
+
+def _probe(row: Mapping[str, str], name: str) -> str:
+    shown = (row.get(f"{name}_{q}_s") for q in ("p50", "p95", "max"))
+    return " / ".join(f"{1e3 * float(seconds):.0f}" if seconds else "" for seconds in shown)
 
 
 def _soak(memory: Rows, load: Rows) -> str:

@@ -26,6 +26,7 @@ from service.deadlines import Deadlines, Door, refuse
 from service.deepsparse import add_deepsparse_routes
 from service.documentation import ADMIN_PROBLEMS, PROBLEMS
 from service.errors import problem
+from service.glance import Glance
 from service.health import Health
 from service.hugging_face import BODIES, add_hugging_face_routes
 from service.keys import Keyring
@@ -70,8 +71,8 @@ CORS_ANSWER_HEADERS: Final = (
 def create_app(settings: Settings, models: Models, tracing: Tracing | None = None) -> FastAPI:
     """Return the application.
 
-    Its `state` has what the server needs: `lifecycle`, whose `stopping` turns /readyz to 503, `health`, `door`, and
-    `reloader`, for SIGHUP. `tracing` is the settings', unless given.
+    Its `state` has what the server needs: `lifecycle`, whose `stopping` turns /readyz to 503, `health`, `door`,
+    `glance` and `reloader`, for SIGHUP. `tracing` is the settings', unless given.
 
     Raises:
         StartupError: the keys file is wrong, or spans are to be sent and the extra `otel` is not installed.
@@ -117,6 +118,9 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
         app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
         refusing = layer.cls(refusing, *layer.args, **layer.kwargs)
     app.state.door = Door(settings.request_timeout_ms, pipeline.check_at_the_door, pipeline.front, refusing)
+    # Spans are the application's: with them every refusal takes its way.
+    origins = bool(settings.cors_origins)
+    app.state.glance = None if tracing else Glance(app.state.door, metrics, TASKS, lifecycle, origins)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_problem)
     _add_task_routes(app, pipeline, models)

@@ -80,7 +80,9 @@ def _timeout_ms(given: str | None, default_ms: int) -> int:
 
 
 def _lane(headers: Mapping[str, str]) -> Lane:
-    given = headers.get("x-priority", Lane.INTERACTIVE)
+    given = headers.get("x-priority")
+    if given is None:
+        return Lane.INTERACTIVE
     if given not in list(Lane):
         raise InvalidRequestError.at("", f"X-Priority must be one of {', '.join(Lane)}", value=given)
     return Lane(given)

@@ -8,6 +8,7 @@ import asyncio
 import json
 from asyncio.events import TimerHandle
 from http import HTTPStatus
+from math import inf
 from typing import Any, ClassVar, Final
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.deadlines import Door
 from service.errors import problem
+from service.glance import Glance
 
 # Request line and headers; twice what nginx and Apache allow by default, so they would have refused it before.
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -30,6 +32,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     seconds: ClassVar[float]
     door: ClassVar[Door]
+    glance: ClassVar[Glance | None]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         """Take what uvicorn gives."""
@@ -37,6 +40,9 @@ class PatientProtocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None
         self._head_bytes = 0
         self._body_open = False
+        # Bytes that are to come of a body that was refused at a glance, and when the last such refusal was.
+        self._unread = 0
+        self._refused_at = -inf
         self._refusal = HTTPStatus.BAD_REQUEST, "this is no HTTP/1.1 request"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -50,6 +56,50 @@ class PatientProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        """Refuse at a glance what can be; parse the rest."""
+        if self._unread or (self.glance is not None and self.glance.worth_it):
+            data = self._left_to_parse(data)
+        if data:
+            self._parse(data)
+
+    def _left_to_parse(self, data: bytes) -> bytes:
+        """Answer the requests at the beginning of `data` that are refused at a glance, and drop their bodies."""
+        place = self._skip(len(data), 0)
+        while place < len(data) and self.glance is not None and self._between_requests():
+            refusal = self.glance.refusal(data, place, self.server_state.default_headers)
+            if refusal is None:
+                break
+            answer, end = refusal
+            self.transport.write(answer)
+            self.server_state.total_requests += 1
+            self._refused_at = self.loop.time()
+            self._unread = end - place
+            place = self._skip(len(data), place)
+            if self._unread:
+                self._wait()
+        return data[place:] if place else data
+
+    def _skip(self, length: int, place: int) -> int:
+        """Return where a refused request ends that goes on at `place` of `length` bytes; the end may not be there."""
+        there = min(self._unread, length - place)
+        self._unread -= there
+        return place + there
+
+    def _between_requests(self) -> bool:
+        """Whether the next byte begins a request, and its answer may be written at once."""
+        busy = self.cycle is not None and not self.cycle.response_complete
+        closing = self.transport.is_closing() or self.flow.write_paused
+        return not (self._head_bytes or self._body_open or busy or closing)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; one with a refusal since the last answer of the application is not that old."""
+        left = self._refused_at + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _parse(self, data: bytes) -> None:
         """Parse bytes, and count those of a head that is not complete yet."""
         unfinished = self._head_bytes
         super().data_received(data)
@@ -109,6 +159,9 @@ class PatientProtocol(HttpToolsProtocol):
         """Close a connection that sent nothing; answer one that sent a part; be patient while we are the slow ones."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._wait()
+        elif self._refused_at > -inf and not (self._head_bytes or self._unread or self._body_open):
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_handler()
         elif self._head_bytes:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the head of the request took more than {self.seconds:g} s")
         else:
@@ -132,6 +185,6 @@ def _head_too_large() -> tuple[HTTPStatus, str]:
     return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail
 
 
-def protocol(seconds: float, door: Door) -> type[PatientProtocol]:
+def protocol(seconds: float, door: Door, glance: Glance | None = None) -> type[PatientProtocol]:
     """Return the class that uvicorn makes for each connection."""
-    return type("PatientProtocol", (PatientProtocol,), {"seconds": seconds, "door": door})
+    return type("PatientProtocol", (PatientProtocol,), {"seconds": seconds, "door": door, "glance": glance})

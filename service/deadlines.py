@@ -1,7 +1,8 @@
 """The way in for every request that asks a model: refused at once where it would be late, and cut off when it is."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import inf
 from time import perf_counter
 from typing import Final
 
@@ -18,12 +19,19 @@ ASKS_A_MODEL: Final = ("/v1/", "/models/", "/v2/models/", "/predict")
 # What the Door leaves in a scope's state: the Call, or why there is none.
 CALL: Final = "call"
 REFUSED: Final = "refused"
+# After a refusal for so long the next requests are looked at before they are parsed, see service/glance.py.
+SHUT_SECONDS: Final = 0.1
 
 
 def asks_a_model(scope: Scope) -> bool:
     """Whether this is a request to a model: it is counted, and has a deadline."""
-    path = scope["path"]  # a server of one model answers Hugging Face's clients at its root
-    return bool(scope["method"] == "POST" and (path == "/" or path.startswith(ASKS_A_MODEL)))
+    return is_to_a_model(scope["method"], scope["path"])
+
+
+def is_to_a_model(method: str, path: str) -> bool:
+    """The same by method and path."""
+    # A server of one model answers Hugging Face's clients at its root.
+    return method == "POST" and (path == "/" or path.startswith(ASKS_A_MODEL))
 
 
 class Deadlines:
@@ -88,6 +96,12 @@ class Door:
         self._check = check
         self._front = front
         self._refusing = refusing
+        self._refused_at = -inf
+
+    @property
+    def shut(self) -> bool:
+        """Whether a request was refused just now: then the next ones probably are."""
+        return perf_counter() - self._refused_at < SHUT_SECONDS
 
     def come(self, scope: Scope, app: ASGIApp, start: Callable[[ASGIApp], None]) -> None:
         """Call `start` with what shall answer, `app` or a refusal: at once, or when it is the turn of this request."""
@@ -99,23 +113,33 @@ class Door:
             with self._front.begun():
                 await app(scope, receive, send)
 
-        if self._refused(scope):
-            start(self._refusing)
-        else:
-            self._front.come(lambda: start(begun))
-
-    def _refused(self, scope: Scope) -> bool:
-        """Whether it has no chance to be in time. Wrong headers are for the application, where the keys come first."""
         try:
             call = read_call(plain_headers(scope["headers"]), self._default_ms, perf_counter())
-            self._check(call)
+        except InvalidRequestError:  # for the application, where the keys come first
+            call = None
+        refused = call and self._without_a_chance(call)
+        if refused:
+            scope["state"][REFUSED] = refused
+            start(self._refusing)
+        else:
+            scope["state"][CALL] = call
+            self._front.come(lambda: start(begun))
+
+    def refusal(self, headers: Mapping[str, str], now: float) -> OverloadedError | None:
+        """Return why a request to a model that came at `now` is refused; None: `come` will see."""
+        try:
+            return self._without_a_chance(read_call(headers, self._default_ms, now))
         except InvalidRequestError:
-            return False
+            return None
+
+    def _without_a_chance(self, call: Call) -> OverloadedError | None:
+        try:
+            self._check(call)
         except OverloadedError as error:
-            scope["state"][REFUSED] = error
-            return True
-        scope["state"][CALL] = call
-        return False
+            self._refused_at = perf_counter()
+            error.__traceback__ = None  # whose frames keep the error
+            return error
+        return None
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001, as ASGI says

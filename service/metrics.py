@@ -10,12 +10,12 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    generate_latest,
 )
 
 from service.call import Lane
 from service.cgroup import CpuCollector, MemoryCollector
-from service.errors import HTTP
+from service.errors import HTTP, OverloadedError, meaning
+from service.exposition import Exposition
 from service.models import Model, Models
 
 # Edges at the latencies that CPU BERT is promised at, and at four times each, which Apdex needs.
@@ -50,6 +50,7 @@ class Metrics:
     ) -> None:
         """Make the label sets of all `tasks` and of the models that serve."""
         self.registry = CollectorRegistry()
+        self._exposition = Exposition(self.registry)
         self._requests = self._counter("requests", "Requests to models, by how they ended.", (*MODEL, "outcome"))
         self.truncated_inputs = self._counter("truncated_inputs", "Inputs read in part: none is.", MODEL)
         self._stages = {
@@ -58,6 +59,8 @@ class Metrics:
         self._input_tokens = self._histogram(
             "input_tokens", "Tokens that a request made the model read.", MODEL, POWERS
         )
+        # The series of a task's answers by a model, which are dear to look up.
+        self._series: dict[tuple[str, str], dict[str, Histogram]] = {}
         self._windows = self._histogram(
             "windows_per_request", "Windows that a request was cut into.", MODEL, POWERS[:12]
         )
@@ -118,6 +121,7 @@ class Metrics:
 
     def remove_model(self, name: str) -> None:
         """Forget the label sets of a model that no longer serves."""
+        self._series.clear()
         counted = (self._requests, self.model_loads, *self._per_model())
         for metric in (*counted, self._model_info, self.model_ready, self._load_seconds):
             metric.remove_by_labels({"model": name})
@@ -128,12 +132,20 @@ class Metrics:
         if outcome == "ok":
             self._stages[TOTAL].labels(task, model).observe(seconds)
 
+    def refused(self, task: str = NONE) -> Counter:
+        """Return what counts the requests that are refused before it is known which model they ask."""
+        return self._requests.labels(task, NONE, meaning(OverloadedError("")).outcome)
+
     def answered(self, task: str, model: str, stages: Mapping[str, float], tokens: int, windows: int) -> None:
         """Note where the time of an answer went, and what was read for it."""
+        series = self._series.get((task, model))
+        if series is None:
+            named = {**self._stages, "tokens": self._input_tokens, "windows": self._windows}
+            series = self._series[task, model] = {name: metric.labels(task, model) for name, metric in named.items()}
         for stage, seconds in stages.items():
-            self._stages[stage].labels(task, model).observe(seconds)
-        self._input_tokens.labels(task, model).observe(tokens)
-        self._windows.labels(task, model).observe(windows)
+            series[stage].observe(seconds)
+        series["tokens"].observe(tokens)
+        series["windows"].observe(windows)
 
     def batch(self, lengths: Sequence[int]) -> None:
         """Note a batch of sequences."""
@@ -143,7 +155,7 @@ class Metrics:
 
     def page(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return self._exposition.page()
 
     def _per_model(self) -> tuple[Counter | Histogram, ...]:
         return (self.truncated_inputs, *self._stages.values(), self._input_tokens, self._windows)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -164,7 +164,7 @@ class RequestContext:
             self._tracing.end(span, attributes, record, seconds)
         level = logging.DEBUG if _is_probe(scope) else logging.INFO
         if log.isEnabledFor(level):
-            _log_access(level, scope, route, status, outcome, record, seconds)
+            log_access(level, scope, route, status, outcome, record, seconds)
 
 
 def _forget_frames(error: BaseException) -> None:
@@ -179,10 +179,19 @@ def _forget_frames(error: BaseException) -> None:
         cause = cause.__context__
 
 
-def _log_access(
-    level: int, scope: Scope, route: str | None, status: int, outcome: str, record: RequestRecord, seconds: float
+def log_access(
+    level: int,
+    scope: Mapping[str, Any],
+    route: str | None,
+    status: int,
+    outcome: str,
+    record: RequestRecord,
+    seconds: float,
 ) -> None:
-    """Write the one line of a request; a path is cut and escaped, and its query, which may hold a text, left out."""
+    """Write the one line of a request, of whose `scope` it takes method, path and headers.
+
+    A path is cut and escaped, and its query, which may hold a text, left out.
+    """
     path = json.dumps(shown(scope["path"]))[1:-1]
     known = {
         "request_id": record.request_id,
@@ -198,7 +207,7 @@ def _log_access(
         "tokens": record.tokens if record.model else None,
         "windows": record.windows if record.model else None,
         **{f"{stage}_ms": round(stage_seconds * 1e3, 2) for stage, stage_seconds in record.stages.items()},
-        "amzn_trace_id": _amazon_id(Headers(scope=scope)),
+        "amzn_trace_id": _amazon_id(Headers(raw=scope["headers"])),
         "texts": record.texts or None,
     }
     fields = {name: value for name, value in known.items() if value is not None}

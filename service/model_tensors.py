@@ -41,6 +41,10 @@ TEXT_OUTPUTS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
     }
 )
 DTYPES: Final[Mapping[str, type]] = MappingProxyType({"FP32": np.float32, "INT64": np.int64})
+# The same types in Triton's model configuration (github.com/triton-inference-server/common, model_config.proto).
+CONFIGURED: Final[Mapping[str, str]] = MappingProxyType(
+    {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,19 @@ def described(model: Model) -> dict[str, list[dict[str, object]]]:
             *(tensor(name, "FP32", -1, -1) for name in _logit_columns(model)),
         ],
     }
+
+
+def configured(model: Model) -> dict[str, list[dict[str, object]]]:
+    """Return the same in the words of Triton's model configuration; an input is optional, the others may be sent."""
+    tensors = described(model)
+
+    def parts(kind: str) -> list[dict[str, object]]:
+        return [
+            {"name": tensor["name"], "data_type": CONFIGURED[str(tensor["datatype"])], "dims": tensor["shape"]}
+            for tensor in tensors[kind]
+        ]
+
+    return {"input": [part | {"optional": True} for part in parts("inputs")], "output": parts("outputs")}
 
 
 def _logit_columns(model: Model) -> list[str]:

@@ -1,7 +1,8 @@
 """The Open Inference Protocol v2 (KServe, Triton): the routes under /v2, and an inference request's way.
 
 github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md, with the extensions for binary
-tensors (service/tensors.py) and the repository's index. Texts go in as BYTES, or token ids as INT64 or INT32.
+tensors (service/tensors.py), a model's configuration and the repository's index. Texts go in as BYTES, or token ids as
+INT64 or INT32.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from service import deepsparse
 from service.documentation import PROBLEMS, documented_answer, documented_body
 from service.errors import InvalidRequestError, NotReadyError, UnknownModelError, nearest, shown
 from service.health import Health
-from service.model_tensors import described, read_inputs
+from service.model_tensors import configured, described, read_inputs
 from service.models import Model, Models
 from service.pipeline import Pipeline
 from service.tensors import InferRequest, InferResponse, binary_parts, split, written
@@ -25,7 +26,7 @@ from service.validation import checked, read_json
 
 # Models have no versions here; this one is always meant, for clients that must name one.
 ONLY_VERSION: Final = "1"
-EXTENSIONS: Final = ("binary_tensor_data", "model_repository(index)")
+EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository(index)")
 PLATFORM: Final = "sparselane"
 
 # Request parameters that are not the task's: how outputs are written, and what MLServer's clients add.
@@ -179,6 +180,14 @@ def _add_model_routes(app: FastAPI, models: Models) -> None:
         """Describe a model's tensors: those of texts and those of token ids; a request has one of the two kinds."""
         model = _find(models, name, version)
         return {"name": model.name, "versions": [ONLY_VERSION], "platform": PLATFORM, **described(model)}
+
+    @app.get("/v2/models/{name}/config", responses=missing, tags=["open inference"])
+    @app.get("/v2/models/{name}/versions/{version}/config", responses=missing, tags=["open inference"])
+    async def model_config(name: str, version: str = ONLY_VERSION) -> dict[str, object]:
+        """Describe a model's tensors as Triton's configuration does: `get_model_config` of its client reads it."""
+        model = _find(models, name, version)
+        # 0: the shapes are whole, the number of inputs is their first dimension.
+        return {"name": model.name, "platform": PLATFORM, "max_batch_size": 0, **configured(model)}
 
     @app.get("/v2/models/{name}/ready", responses={**missing, 503: PROBLEMS[503]}, tags=["open inference"])
     @app.get(

@@ -36,9 +36,12 @@ log = logging.getLogger("sparselane")
 KEEP_ALIVE_SECONDS: Final = 75
 # The exit code of a stop that cut off accepted requests.
 CUT_OFF: Final = 3
-# The longest that Python lets one thread keep the others waiting. A probe changes threads about ten times, and must be
-# done in 50 ms though tokenizing and JSON are busy.
+# The longest that Python lets one thread keep the others waiting. A probe changes threads a few times, and must be done
+# in 50 ms though tokenizing and JSON are busy.
 SWITCH_SECONDS: Final = 0.001
+# So many more objects than before make Python search for cycles. Answers, refusals and errors leave none; Python's own
+# 700 came every fifth answer, and took 9 % of the CPU. A search holds up everything, in proportion to this.
+SEARCHED_OBJECTS, SEARCHED_AGAIN = 5_000, 20
 # uvloop accepts one connection in a turn of the event loop, and for each listening socket. A turn under load takes
 # milliseconds, so a burst of new connections waited for seconds in the kernel, where no deadline counts.
 ACCEPTED_AT_ONCE: Final = 32
@@ -144,7 +147,7 @@ def _run(app: FastAPI, listener: socket.socket, probes: Probes, settings: Settin
         access_log=False,
         server_header=False,
         lifespan="on",
-        http=protocol(settings.read_seconds, app.state.door),
+        http=protocol(settings.read_seconds, app.state.door, app.state.glance),
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.drain_seconds,
@@ -156,6 +159,7 @@ def _run(app: FastAPI, listener: socket.socket, probes: Probes, settings: Settin
     # takes longer than an answer each time.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(SEARCHED_OBJECTS, SEARCHED_AGAIN)
     server.run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))])
     gc.unfreeze()
     if not server.started:

@@ -68,8 +68,9 @@ def decode(
     Unless `function` names one it is softmax, or sigmoid where the model has one label, or several that each hold by
     themselves (as transformers' pipeline has it).
     """
-    weights = [window.end - window.start for window in encoded.windows]
-    mean = np.average(np.array(logits, np.float64), axis=0, weights=weights)
+    # As np.average computes it, in a third of its time, which was a twentieth of all that is done for a short text.
+    weights = np.array([[window.end - window.start] for window in encoded.windows], np.float64)
+    mean = (np.array(logits, np.float64) * weights).sum(axis=0) / weights.sum()
     by_itself = model.multi_label or len(model.labels) == 1
     scores = _scores(mean, parameters.function or ("sigmoid" if by_itself else "softmax"))
     order = np.argsort(-scores, kind="stable")[: parameters.top_k]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from service.keys import new_key
 from tests.service.test_server import Process, running
 
 CHROMIUM = next(
@@ -250,6 +251,27 @@ def test_a_key_is_sent_named_in_the_command_and_kept_nowhere(visit: Visit) -> No
     assert "secret-key" not in page.content()
     kept = page.evaluate("[localStorage.length, sessionStorage.length, document.cookie, location.href]")
     assert kept == [0, 0, "", f"{visit.origin}/"]
+
+
+def test_a_key_is_asked_for_where_the_server_wants_one(browser: Browser, tmp_path: Path) -> None:
+    key, table = new_key("alice")
+    (tmp_path / "keys.toml").write_text(table)
+    with (
+        running(MODELS, SPARSELANE_KEYS_FILE=str(tmp_path / "keys.toml"), SPARSELANE_NOTICE_SECONDS="0") as process,
+        browser.new_context() as context,
+    ):
+        visit = Visit(context, f"http://127.0.0.1:{process.port}")
+        page = visit.page
+        page.goto(visit.origin)
+        page.get_by_role("button", name="The mill").click()
+        expect(page.get_by_role("alert")).to_contain_text("Unauthorized (401)")
+        expect(page.locator("#key")).to_be_focused()
+        page.keyboard.type(key)
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator("#marked mark.best")).to_have_text("1735")
+        assert key not in page.content()
+        # The browser says itself that an answer was a 401; nothing else is wrong.
+        assert all("401" in complaint for complaint in visit.complaints)
 
 
 # The server of this test has no keys and no load: the answers are what one that has would send.

@@ -77,6 +77,17 @@ def test_a_model_brings_its_label_sets_and_takes_them_with_it(metrics: Metrics, 
     assert {line.rpartition(" ")[0] for line in lines(metrics)} == before
 
 
+def test_a_model_that_comes_again_is_counted_anew(metrics: Metrics, models: list[Model]) -> None:
+    model = models[0]
+    name = f'sparselane_input_tokens_sum{{model="{model.name}",task="{model.task}"}} '
+    for tokens in (5, 7):
+        metrics.answered(model.task, model.name, dict.fromkeys(STAGES, 0.1), tokens, 1)
+        assert f"{name}{tokens}.0" in lines(metrics)
+        metrics.remove_model(model.name)
+        assert not [line for line in lines(metrics) if line.startswith(name)]
+        metrics.add_model(model)
+
+
 def test_a_model_that_is_loaded_again_keeps_its_counts_and_changes_its_checksum(
     metrics: Metrics, models: list[Model]
 ) -> None:

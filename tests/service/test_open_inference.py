@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.models import Model, Models
+from service.open_inference import EXTENSIONS
 from tests.service import fake
 from tests.service.fake import Formula
 from tests.service.test_any_body import ANYTHING
@@ -55,7 +56,7 @@ def outputs(response: httpx.Response) -> dict[str, Any]:
 def test_server_and_models_describe_themselves(models: dict[str, tuple[Model, Formula]]) -> None:
     async def conversation(http: httpx.AsyncClient) -> None:
         for path in ("/v2", "/v2/"):
-            assert (await http.get(path)).json()["extensions"] == ["binary_tensor_data", "model_repository(index)"]
+            assert (await http.get(path)).json()["extensions"] == list(EXTENSIONS)
         assert (await http.get("/v2/health/live")).json() == {"live": True}
         assert (await http.get("/v2/health/ready")).json() == {"ready": True}
         assert (await http.get("/v2/models")).json() == {"models": ["question", "text", "token"]}

@@ -1,9 +1,11 @@
 """Health over real sockets: answered while the event loop stands still, and it says so."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from service import health
+from service import health, probes
 from service.app import create_app
 from service.models import Model, Models
 from service.probes import Probes
@@ -38,8 +40,8 @@ def watched(model: Model, story: Callable[[Any, int], Any], failures: dict[str, 
     async def run() -> None:
         app = create_app(fake.settings(), Models({model.name: model}, failures or {}))
         async with app.router.lifespan_context(app):
-            with bind("127.0.0.1", 0) as listener, Probes(listener, app.state.health) as probes:
-                probes.listen()
+            with bind("127.0.0.1", 0) as listener, Probes(listener, app.state.health) as answering:
+                answering.listen()
                 await story(app, listener.getsockname()[1])
 
     asyncio.run(run())
@@ -144,5 +146,134 @@ def test_clients_that_say_nothing_or_hang_up_hold_up_nobody(tmp_path: Path) -> N
         assert time.perf_counter() - began < 30, "it waited for the silent ones"
         for client in silent:
             client.close()
+
+    watched(model, story)
+
+
+def talk(port: int, data: bytes) -> bytes:
+    """Send bytes and read until the server closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(data)
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+        return received
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /readyz HTTP/1.0\r\n\r\n", 200),
+        (b"GET /healthz?verbose=1 HTTP/1.1\r\nhost: x\r\n\r\n", 200),
+        (b"GET /admin HTTP/1.1\r\nhost: x\r\n\r\n", 404),
+        (b"POST /readyz HTTP/1.1\r\nhost: x\r\n\r\n", 400),
+        (b"\x16\x03\x01\r\n\r\n", 400),
+        (b"GET /readyz HTTP/1.1\r\nx: " + b"a" * probes.MOST_HEAD_BYTES, None),
+    ],
+)
+def test_what_is_asked_and_what_is_not(tmp_path: Path, data: bytes, status: int | None) -> None:
+    model, _ = fake.model(tmp_path, CLS)
+
+    async def story(_: Any, port: int) -> None:
+        with contextlib.suppress(ConnectionResetError):  # it may hang up while we send
+            received = await asyncio.to_thread(talk, port, data)
+            assert (int(received.split()[1]) if received else None) == status
+            if status:
+                head, _, body = received.partition(b"\r\n\r\n")
+                assert f"content-length: {len(body)}\r\n".encode() in head
+                assert b"connection: close" in head
+        assert (await asyncio.to_thread(get, port, "/healthz"))[0] == 200
+
+    watched(model, story)
+
+
+def test_a_request_in_pieces_is_read(tmp_path: Path) -> None:
+    model, _ = fake.model(tmp_path, CLS)
+
+    async def story(_: Any, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for byte in b"GET /healthz HTTP/1.1\r\n\r\n":
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.001)
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
+
+    watched(model, story)
+
+
+def test_who_does_not_read_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = fake.model(tmp_path, CLS)
+    page = b"#" * 10_000_000
+    monkeypatch.setattr(health.Health, "page", lambda _: page)
+
+    async def story(_: Any, port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as lazy:
+            lazy.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            assert (await asyncio.to_thread(get, port, "/healthz"))[0] == 200
+            assert await asyncio.to_thread(get, port, "/metrics") == (200, probes.CONTENT_TYPE_LATEST, page.decode())
+
+    watched(model, story)
+
+
+def test_a_page_is_made_in_one_go_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = fake.model(tmp_path, CLS)
+    seen: list[float] = []
+
+    def page(_: Any) -> bytes:
+        seen.append(sys.getswitchinterval())
+        raise ZeroDivisionError  # it is given back even then
+
+    monkeypatch.setattr(health.Health, "page", page)
+    monkeypatch.setattr(probes, "PATIENCE_SECONDS", 0.1)
+
+    async def story(_: Any, port: int) -> None:
+        before = sys.getswitchinterval()
+        await asyncio.to_thread(talk, port, b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert seen == [pytest.approx(probes.UNINTERRUPTED_SECONDS)]
+        assert sys.getswitchinterval() == before
+
+    watched(model, story)
+
+
+def test_the_oldest_of_too_many_clients_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = fake.model(tmp_path, CLS)
+    monkeypatch.setattr(probes, "MOST_CLIENTS", 3)
+
+    async def story(_: Any, port: int) -> None:
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+        assert (await asyncio.to_thread(get, port, "/healthz"))[0] == 200
+        async with asyncio.timeout(30):
+            assert await silent[0][0].read() == b""
+        for _, writer in silent:
+            writer.close()
+
+    watched(model, story)
+
+
+def test_a_client_that_says_nothing_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = fake.model(tmp_path, CLS)
+    monkeypatch.setattr(probes, "PATIENCE_SECONDS", 0.1)
+
+    async def story(_: Any, port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(30):
+            assert await reader.read() == b""
+        writer.close()
+
+    watched(model, story)
+
+
+def test_a_defect_costs_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = fake.model(tmp_path, CLS)
+    monkeypatch.setattr(probes, "PATIENCE_SECONDS", 0.1)
+
+    def broken(_: Any) -> bytes:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(health.Health, "page", broken)
+
+    async def story(_: Any, port: int) -> None:
+        assert await asyncio.to_thread(talk, port, b"GET /metrics HTTP/1.1\r\n\r\n") == b""
+        assert (await asyncio.to_thread(get, port, "/healthz"))[0] == 200
 
     watched(model, story)

@@ -73,6 +73,21 @@ def test_health_metadata_and_index(client: triton.InferenceServerClient) -> None
     assert client.get_model_metadata("sentiment", "1")["outputs"][-1]["name"] == "logits"
 
 
+def test_the_configuration_names_the_tensors_of_the_metadata(client: triton.InferenceServerClient) -> None:
+    types = {"BYTES": "TYPE_STRING", "FP32": "TYPE_FP32", "INT64": "TYPE_INT64"}
+    for name in ("ner", "qa", "sentiment"):
+        config, metadata = client.get_model_config(name), client.get_model_metadata(name)
+        assert (config["name"], config["platform"], config["max_batch_size"]) == (name, metadata["platform"], 0)
+        for configured, described in (("input", "inputs"), ("output", "outputs")):
+            assert [(one["name"], one["data_type"], one["dims"]) for one in config[configured]] == [
+                (one["name"], types[one["datatype"]], one["shape"]) for one in metadata[described]
+            ]
+    assert client.get_model_config("qa", "1") == client.get_model_config("qa")
+    assert "model_configuration" in client.get_server_metadata()["extensions"]
+    with pytest.raises(InferenceServerException, match="no such model"):
+        client.get_model_config("q")
+
+
 @pytest.mark.parametrize("binary", [True, False])
 def test_texts_give_the_typed_answers(client: triton.InferenceServerClient, server: Process, binary: bool) -> None:
     questions = [artifacts.INPUTS[QA], {"question": "who?", "context": "é 😀 mary in london"}]
