@@ -59,6 +59,12 @@ struct Layer {
     bool loaded = false;
 };
 
+// Queries of a sequence that attention takes at once: `groups` groups of lanes from its query `first` on.
+struct QueryBlock {
+    Sequence sequence;
+    int first, groups;
+};
+
 // The working memory of one thread, or of all of them when they work on the same tiles (then the first one's).
 struct Worker {
     Buffer<float> scores;                // of attention
@@ -76,7 +82,7 @@ struct Workspace {
     Buffer<std::int32_t> zeros;
     std::vector<Worker> workers;
     std::vector<Sequence> sequences;
-    std::vector<std::pair<Sequence, int>> query_blocks;  // a sequence and the first of the queries that go together
+    std::vector<QueryBlock> query_blocks;
 };
 
 struct Model {
