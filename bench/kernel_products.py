@@ -64,6 +64,6 @@ def bytes_moved(name: str, weights: Int8s, tiles: int) -> int:
     survivors = int(np.count_nonzero(weights))
     around = tiles * LANES * (columns + 4 * rows)
     if name == "masked":  # a bit for every weight, a byte for every survivor
-        return weights.size // 8 + survivors + around
+        return int(weights.size // 8 + survivors + around)
     step_bytes, step_weights = _STEPS[name]
     return int((weights.size if name == "dense" else survivors) * step_bytes // step_weights + around)

@@ -72,6 +72,7 @@ public:
           batch_(batch),
           lease_(*model.pool) {
         plan();
+        read_words();
     }
 
     void run(float* logits, float* hidden) {
@@ -138,9 +139,16 @@ private:
             worker.scores.reserve(attention_scratch(head_size(), longest));
             worker.wide.reserve(tile_floats(std::max(a_.ffn, integers() ? 3 * a_.hidden : 0)) * chunk);
             worker.ranges.reserve(2 * kLanes * size(ceil_divide(a_.ffn, kRowBlock)) * chunk);
-            worker.levels.reserve(tile_floats(std::max(a_.hidden, a_.ffn)) * chunk);
+            if (model_.any_levels) worker.levels.reserve(tile_floats(std::max(a_.hidden, a_.ffn)) * chunk);
             if (model_.any_quads) worker.quads.reserve(quad_bytes(std::max(a_.hidden, a_.ffn)) * chunk);
         }
+    }
+
+    void read_words() {
+        if (!model_.product_word.codes.empty()) return;
+        work_.words.reserve(batch_.tokens.size() * size(a_.hidden));
+        for (std::size_t i = 0; i < batch_.tokens.size(); ++i)
+            model_.word.read(batch_.tokens[i], work_.words.data() + i * size(a_.hidden));
     }
 
     // Calls body(chunk) until every tile has been in one. Tiles are dealt out evenly in the spans that a product takes
@@ -326,9 +334,10 @@ private:
             if (a_.types > 0) sum += value(model_.type, type, f);
             x[f * kLanes] = sum + value(model_.position, position, f);
         };
-        if (model_.product_word.codes.empty())
-            for (int f = 0; f < a_.hidden; ++f) add(f, value(model_.word, word, f));
-        else
+        if (model_.product_word.codes.empty()) {
+            const std::int8_t* row = work_.words.data() + size(token) * size(a_.hidden);
+            for (int f = 0; f < a_.hidden; ++f) add(f, model_.word.scale(word) * static_cast<float>(row[f]));
+        } else
             for (int f = 0; f < a_.hidden; ++f) add(f, product_value(word, f));
     }
 
