@@ -189,6 +189,9 @@ def test_what_is_no_number_stays_in_its_lane(isa: str) -> None:
     good_lanes = [lane for lane in range(32) if lane not in (7, 8, 9)]
     for ours, expected in zip(_engine.quantize(isa, bad), _engine.quantize(isa, x), strict=True):
         np.testing.assert_array_equal(ours[..., good_lanes], expected[..., good_lanes])
+    ours, expected = _engine.quantize_quads(isa, bad)[0], _engine.quantize_quads(isa, x)[0]
+    np.testing.assert_array_equal(ours[:, good_lanes], expected[:, good_lanes])
+    np.testing.assert_array_equal(ours.transpose(0, 2, 1).reshape(-1, 32)[:9], _engine.quantize(isa, bad)[0])
 
 
 @every_isa
