@@ -82,6 +82,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, help=f"rounds of the model level (default {REPEATS}; 3 with --quick)")
     made.add_argument("--minutes", type=float, default=SOAK_MINUTES, help="soak level: how long (default %(default)g)")
     made.add_argument(
+        "--realtime", action="store_true", help="model level: samples run before all else on this machine (as root)"
+    )
+    made.add_argument(
         "--apart", action="store_true", help="http level: the service has a CPU for itself, clients others"
     )
     made.add_argument("--threads", type=int, default=engine.threads_from_quota(), help="most threads (default: quota)")
@@ -108,7 +111,9 @@ def run_models(options: argparse.Namespace, folder: Path, conversions: Conversio
         def progress(case: Case) -> None:
             bar.set_postfix_str(f"{case.model} {100 * case.sparsity:g} % {case.shape} threads {case.threads}")
 
-        crew = model_level.Crew(start_worker, conversions, stack, lambda text: bar.set_postfix_str(text))
+        crew = model_level.Crew(
+            start_worker, conversions, stack, lambda text: bar.set_postfix_str(text), realtime=options.realtime
+        )
         rows: list[dict[str, Any]] = []
         for case in cases:
             rows += model_level.measure([case], crew, repeats, progress)

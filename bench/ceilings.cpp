@@ -7,6 +7,8 @@
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
@@ -84,6 +86,28 @@ void vnni512(std::int64_t rounds) {
 void fma512(std::int64_t rounds) {
     const __m512 a = _mm512_set1_ps(0.5f);
     repeat<__m512>(rounds, [=](__m512 sum) { return _mm512_fmadd_ps(a, a, sum); });
+}
+#endif
+#if defined(__AMX_INT8__) && defined(__linux__)
+#define HAS_TILES
+// Asks the system for the tile registers, as the engine does, and makes all of them 16 rows of 64 bytes.
+bool take_tiles() {
+    if (syscall(SYS_arch_prctl, 0x1023, 18) != 0) return false;
+    struct alignas(64) {
+        std::uint8_t palette = 1, rest[15] = {};
+        std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } shape;
+    _tile_loadconfig(&shape);
+    return true;
+}
+void tiles(std::int64_t rounds) {
+    for (std::int64_t r = 0; r < rounds; ++r) {
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        _tile_dpbsud(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
+    }
 }
 #endif
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -177,6 +201,9 @@ int main() {
     print("int8 dpbusd, 512 bit", arithmetic(64.0 * kSums, vnni512));
     print("survivors step, dpbusd, 512 bit", arithmetic(2 * 256.0, step_vnni512));
     print("fp32 fma, 512 bit", arithmetic(16.0 * kSums, fma512));
+#endif
+#if defined(HAS_TILES)
+    if (take_tiles()) print("int8 tdpbsud, tiles", arithmetic(4 * 16.0 * 64 * 16, tiles));
 #endif
 #if defined(__AVX2__) && defined(__FMA__)
     print("fp32 fma, 256 bit", arithmetic(8.0 * kSums, fma256));

@@ -38,14 +38,20 @@ _LIMITS = {
     ("avx_vnni", False): "int8 dpbusd, 256 bit",
     ("avx512_vnni", True): "survivors step, dpbusd, 512 bit",
     ("avx512_vnni", False): "int8 dpbusd, 512 bit",
+    ("amx_int8", True): "survivors step, dpbusd, 512 bit",
+    ("amx_int8", False): "int8 dpbusd, 512 bit",
     ("neon", True): "int8 sdot, 128 bit",
     ("neon", False): "int8 sdot, 128 bit",
 }
 
 
-def step_limit(ceilings: dict[str, float], isa: str, name: str) -> float | None:
+def step_limit(ceilings: dict[str, float], isa: str, name: str, density: float = 1.0) -> float | None:
     """Return the products per second that the inner step of a format could reach at most; None where not measured.
 
-    For survivors: the step in registers, unpacks included. Formats that unpack less: the dot products alone.
+    For survivors: the step in registers, unpacks included. Formats that unpack less: the dot products alone. Masked: a
+    matrix unit multiplies zeros too, so that only a share `density` of what it does are products.
     """
+    if name == "masked":
+        tiles = ceilings.get("int8 tdpbsud, tiles")
+        return None if tiles is None else tiles * density
     return ceilings.get(_LIMITS.get((isa, name == "survivors"), ""))

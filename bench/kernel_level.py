@@ -31,7 +31,7 @@ def cases(*, quick: bool) -> list[tuple[str, str, tuple[int, int], float, int]]:
         densities = DENSITIES if matrix == CROSSOVER_MATRIX and not quick else SAMPLED_DENSITIES
         for name in kernel_products.formats():
             for density in densities:
-                for isa in isas:
+                for isa in (isa for isa in isas if name in kernel_products.formats_of(isa)):
                     listed += [(isa, name, matrix, density, tiles) for tiles in ((1,) if quick else TILES)]
     return listed
 
@@ -56,7 +56,7 @@ def measure(ceilings: dict[str, float], repeats: int, *, quick: bool, progress: 
             # One untimed product warms caches and branch predictor.
             seconds = kernel_products.time_product(isa, name, weights, tiles, repeats + 1)[1:]
             best = min(seconds)
-            limit = step_limit(ceilings, isa, name)
+            limit = step_limit(ceilings, isa, name, survivors / weights.size)
             products = survivors * tiles * LANES
             row |= {
                 "best_s": best,

@@ -12,7 +12,7 @@ LANES = 32
 # The matrix at which the crossover between formats is looked for.
 CROSSOVER_MATRIX = (768, 768)
 # The pattern of zeros that each format is made for, as rows x columns of a block.
-PATTERNS = {"survivors": (1, 1), "blocks_1x4": (1, 4), "blocks_4x1": (4, 1), "dense": (1, 1)}
+PATTERNS = {"survivors": (1, 1), "blocks_1x4": (1, 4), "blocks_4x1": (4, 1), "dense": (1, 1), "masked": (1, 1)}
 # Bytes of offsets and weights in one step of the inner loop, and the weights it holds (engine/src/packed.h).
 _STEPS = {"survivors": (12, 4), "blocks_1x4": (6, 4), "blocks_4x1": (24, 16), "dense": (16, 16)}
 
@@ -27,6 +27,12 @@ def formats() -> list[str]:
     if not hasattr(native, "time_product"):
         raise NoKernelsError("this build of the engine has no time_product")
     return [name for name in native.FORMATS if name in PATTERNS]
+
+
+def formats_of(isa: str) -> list[str]:
+    """Name those of an instruction set."""
+    native: Any = _engine
+    return [name for name in native.formats_of(isa) if name in PATTERNS]
 
 
 def time_product(isa: str, name: str, weights: Int8s, tiles: int, repeats: int) -> list[float]:
@@ -54,7 +60,10 @@ def random_weights(rows: int, columns: int, density: float, name: str) -> Int8s:
 
 def bytes_moved(name: str, weights: Int8s, tiles: int) -> int:
     """Count bytes that must be read and written once: packed weights, input tiles, int32 sums."""
-    step_bytes, step_weights = _STEPS[name]
-    held = weights.size if name == "dense" else int(np.count_nonzero(weights))
     rows, columns = weights.shape
-    return int(held * step_bytes // step_weights + tiles * LANES * (columns + 4 * rows))
+    survivors = int(np.count_nonzero(weights))
+    around = tiles * LANES * (columns + 4 * rows)
+    if name == "masked":  # a bit for every weight, a byte for every survivor
+        return int(weights.size // 8 + survivors + around)
+    step_bytes, step_weights = _STEPS[name]
+    return int((weights.size if name == "dense" else survivors) * step_bytes // step_weights + around)

@@ -29,12 +29,15 @@ class Crew:
         conversions: Conversions,
         stack: ExitStack,
         note: Callable[[str], None],
+        *,
+        realtime: bool = False,
     ) -> None:
         """`start` makes the worker of an engine or raises WorkerError; the stack ends it."""
         self._start = start
         self._conversions = conversions
         self._stack = stack
         self._note = note
+        self._realtime = realtime
         self._workers: dict[str, WorkerProcess] = {}
         self._loaded: dict[str, tuple[str, float, int]] = {}
         self.absent: dict[str, str] = {}
@@ -60,7 +63,8 @@ class Crew:
 
     def sample(self, engine: str, least_seconds: float) -> dict[str, Any]:
         """Take one timed sample of what was asked last."""
-        return self._ask(engine, self._workers[engine], do="time", least_seconds=least_seconds)
+        message = {"do": "time", "least_seconds": least_seconds, "realtime": self._realtime}
+        return self._ask(engine, self._workers[engine], **message)
 
     def idle_shares(self) -> Mapping[str, float]:
         """Return the CPU that each engine used between its samples, as a share of one core."""

@@ -150,7 +150,9 @@ def _load(
         threads=threads,
         isa=isa,
     )
-    native.load_embeddings(tensors.group("embeddings."))
+    # The rows of the words stay in the file.
+    words = "embeddings.word"
+    native.load_embeddings(tensors.group("embeddings.", without=words), str(tensors.path), tensors.offset(words))
     for layer in range(a.layers):
         prefix = f"encoder.{layer}."
         rice = [manifest.matrices[prefix + matrix].rice for matrix in _engine.MATRICES]

@@ -490,7 +490,7 @@ class TensorFile:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         """Open and check the file at `path`."""
-        self._path = path
+        self.path = self._path = path
         self._names = list(tensor_layout(manifest))
         self._matrices = manifest.matrices
         try:
@@ -501,12 +501,20 @@ class TensorFile:
             raise CorruptTensorsError(f"{path} cannot be parsed: {error}") from error
         _check_layout(path, self._file, tensor_layout(manifest))
 
-    def group(self, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
-        """Read the tensors whose names begin with `prefix`, which is cut off.
+    def offset(self, name: str) -> int:
+        """Return where the bytes of a tensor begin in the file; 0 where it has no such tensor."""
+        with self._path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        return 8 + length + int(header[name]["data_offsets"][0]) if name in header else 0
+
+    def group(self, prefix: str, without: str = "") -> dict[str, np.ndarray[Any, Any]]:
+        """Read the tensors whose names begin with `prefix`, which is cut off, but for the one called `without`.
 
         Raises: ScaleError, NotFiniteError, SurvivorCountError.
         """
-        tensors = {name: self._file.get_tensor(name) for name in self._names if name.startswith(prefix)}
+        names = [name for name in self._names if name.startswith(prefix) and name != without]
+        tensors = {name: self._file.get_tensor(name) for name in names}
         for name, tensor in tensors.items():
             if name.endswith(".scale") and not (np.isfinite(tensor).all() and (tensor > 0).all()):
                 raise ScaleError(f"{self._path}: {name} holds a scale that is not finite or not above 0")

@@ -91,12 +91,13 @@ Architecture architecture(const nb::dict& sizes, const std::string& activation, 
     return a;
 }
 
-void load_embeddings(Model& model, const nb::dict& tensors) {
+// `file` and `offset` say where the int8 rows of the words begin, where they are not product-quantized.
+void load_embeddings(Model& model, const nb::dict& tensors, const std::string& file, std::int64_t offset) {
     const Architecture& a = model.architecture;
     if (tensors.contains("word.codes"))
         model.product_word = product_table(tensors, "word", a.vocabulary, a.hidden);
     else
-        model.word = table(tensors, "word", a.vocabulary, a.hidden);
+        model.word = FileTable(file, offset, floats(tensors, "word.scale", size(a.vocabulary)), a.hidden);
     model.position = table(tensors, "position", a.positions, a.hidden);
     if (a.types > 0) model.type = table(tensors, "type", a.types, a.hidden);
     model.embedding_norm = norm(tensors, "norm", a.hidden);
@@ -208,7 +209,7 @@ NB_MODULE(_engine, m) {
                     Model(architecture(sizes, activation, attention, head, epsilon), threads, choose_kernels(isa));
             },
             "sizes"_a, "activation"_a, "attention"_a, "head"_a, "epsilon"_a, "threads"_a, "isa"_a.none())
-        .def("load_embeddings", &load_embeddings, "tensors"_a)
+        .def("load_embeddings", &load_embeddings, "tensors"_a, "file"_a, "offset"_a)
         .def("load_layer", &load_layer, "index"_a, "tensors"_a, "rice"_a)
         .def("load_head", &load_head, "tensors"_a)
         .def("forward", &run_forward, "input_ids"_a.noconvert(), "lengths"_a.noconvert(),

@@ -58,6 +58,22 @@ Format format_of(const std::string& name) {
     throw nb::value_error(("there is no format '" + name + "'").c_str());
 }
 
+// The matrix in a format that these kernels have.
+PackedMatrix arrange_for(const Kernels& kernels, const Survivors& survivors, const std::string& name) {
+    const Format format = format_of(name);
+    if (kernels.products[static_cast<std::size_t>(format)] == nullptr)
+        throw nb::value_error((std::string(kernels.name) + " has no format " + name).c_str());
+    return arrange(survivors, format);
+}
+
+// The formats of these kernels, in the order of kFormatNames.
+std::vector<std::string> formats_of(const std::string& isa) {
+    std::vector<std::string> names;
+    for (int i = 0; i < kFormats; ++i)
+        if (choose_kernels(isa).products[size(i)] != nullptr) names.emplace_back(kFormatNames[i]);
+    return names;
+}
+
 // The steps that a dense int8 matrix needs in each format, and the format that these kernels choose for it.
 nb::tuple choose_format(const std::string& isa, const In<std::int8_t, 2>& w) {
     const Survivors survivors = survivors_of(w);
@@ -102,8 +118,9 @@ struct Input {
 template <class Each>
 void multiply_all(const Kernels& kernels, const PackedMatrix& w, const Input& x, int tiles, const Each& each) {
     alignas(64) std::int32_t sums[kMostTiles * kRowBlock * kLanes];
-    for (int tile = 0; tile < tiles; tile += kernels.tiles) {
-        const int together = std::min(kernels.tiles, tiles - tile);
+    const int most = wants_quads(w.format) ? kernels.quad_tiles : kernels.tiles;
+    for (int tile = 0; tile < tiles; tile += most) {
+        const int together = std::min(most, tiles - tile);
         for (int row = 0; row < w.rows; row += kRowBlock) {
             const int count = std::min(kRowBlock, w.rows - row);
             kernels.products[static_cast<std::size_t>(w.format)](
@@ -119,7 +136,7 @@ Out<std::int32_t, 3> run_product(const std::string& isa, const In<std::int8_t, 2
     check_tile(x.shape(2));
     check_size("x", x.shape(1), w.shape(1));
     const Kernels& kernels = choose_kernels(isa);
-    const PackedMatrix packed = arrange(survivors_of(w), format_of(format));
+    const PackedMatrix packed = arrange_for(kernels, survivors_of(w), format);
     const Input input(x.data(), static_cast<int>(x.shape(0)), packed.columns, packed.format, kernels);
     const auto [result, data] = make<std::int32_t, 3>({x.shape(0), w.shape(0), kLanes});
     const std::size_t tile_size = w.shape(0) * kLanes;
@@ -135,7 +152,7 @@ std::vector<double> time_product(const std::string& isa, const In<std::int8_t, 2
                                  int tiles, int repeats) {
     if (tiles < 1 || repeats < 1) throw nb::value_error("tiles and repeats must be at least 1");
     const Kernels& kernels = choose_kernels(isa);
-    const PackedMatrix packed = arrange(survivors_of(w), format_of(format));
+    const PackedMatrix packed = arrange_for(kernels, survivors_of(w), format);
     std::vector<std::uint8_t> x(size(tiles) * w.shape(1) * kLanes);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<std::uint8_t>(i * 2654435761u >> 13);
     const Input input(x.data(), tiles, packed.columns, packed.format, kernels);
@@ -176,6 +193,18 @@ nb::tuple run_quantize(const std::string& isa, const In<float, 2>& x, int groups
     const auto [z, zeros] = make<std::int32_t, 1>({kLanes});
     const int features = static_cast<int>(x.shape(0));
     choose_kernels(isa).quantize(x.data(), features, groups, x.data(), features, levels, kLanes, scales, zeros);
+    return nb::make_tuple(q, s, z);
+}
+
+// quads [ceil(features / 4), 32, 4], scales, zeros.
+nb::tuple run_quantize_quads(const std::string& isa, const In<float, 2>& x, int groups) {
+    check_tile(x.shape(1));
+    if (groups < 1 || groups > kGroups) throw nb::value_error("groups must be 1 to 4");
+    const auto [q, quads] = make<std::uint8_t, 3>({(x.shape(0) + kQuad - 1) / kQuad, kLanes, kQuad});
+    const auto [s, scales] = make<float, 1>({kLanes});
+    const auto [z, zeros] = make<std::int32_t, 1>({kLanes});
+    const int features = static_cast<int>(x.shape(0));
+    choose_kernels(isa).quantize_quads(x.data(), features, groups, x.data(), features, quads, scales, zeros);
     return nb::make_tuple(q, s, z);
 }
 
@@ -278,12 +307,14 @@ void bind_kernels(nb::module_& m) {
     nb::list formats;
     for (const char* name : kFormatNames) formats.append(name);
     m.attr("FORMATS") = formats;
+    m.def("formats_of", &formats_of, "isa"_a);
     m.def("product", &run_product, "isa"_a, "w"_a.noconvert(), "x"_a.noconvert(), "format"_a = "survivors");
     m.def("time_product", &time_product, "isa"_a, "w"_a.noconvert(), "format"_a, "tiles"_a, "repeats"_a);
     m.def("choose_format", &choose_format, "isa"_a, "w"_a.noconvert());
     m.def("dequantize", &run_dequantize, "isa"_a, "w"_a.noconvert(), "row_scales"_a.noconvert(), "biases"_a.noconvert(),
           "sums"_a.noconvert(), "scales"_a.noconvert(), "zeros"_a.noconvert(), "residual"_a.noconvert().none());
     m.def("quantize", &run_quantize, "isa"_a, "x"_a.noconvert(), "groups"_a = kGroups);
+    m.def("quantize_quads", &run_quantize_quads, "isa"_a, "x"_a.noconvert(), "groups"_a = kGroups);
     m.def("gelu", &run_gelu, "isa"_a, "x"_a.noconvert());
     m.def("layer_norm", &run_layer_norm, "isa"_a, "x"_a.noconvert(), "weight"_a.noconvert(), "bias"_a.noconvert(),
           "epsilon"_a, "groups"_a = kGroups);

@@ -1,8 +1,11 @@
 #include "forward.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <initializer_list>
+#include <numeric>
+#include <span>
 #include <stdexcept>
 #include <string>
 
@@ -12,7 +15,7 @@ namespace {
 // Tiles that go through the steps of a layer together: each weight is used for all of them, and the wide activations
 // (1.5 MB in BERT-Base) are not much more than an L2.
 constexpr int kChunkTiles = 4;
-static_assert(kChunkTiles % kMostTiles == 0);
+static_assert(kChunkTiles % kMostTiles == 0 && kMostTiles % 2 == 0);
 
 // Tokens of a large batch that go through the encoder together: 5 x 1.5 MB of float activations in BERT-Base.
 constexpr std::size_t kPartTokens = 512;
@@ -28,6 +31,11 @@ struct Product {
     const float* residual = nullptr;
     bool activate = false;
     float* ranges = nullptr;  // [tile][row block][2][32], if asked
+};
+
+// What the products that come next read; see wants_quads.
+struct Wanted {
+    bool levels = false, quads = false;
 };
 
 // Values on their way into levels, and the rows [32] of each tile in which their lowest and highest are found.
@@ -52,7 +60,8 @@ struct Chunk {
 };
 
 // The state of one call. Attention needs all tokens of a sequence; every other step needs its own tile alone, so each
-// thread takes its tiles from one attention to the next without waiting for the others (for_chunks).
+// thread takes its tiles from one attention to the next without waiting for the others (for_chunks). A text of too few
+// tiles for that is done by all threads together, who then divide heads, rows or lanes among them.
 class Forward {
 public:
     Forward(Model& model, const Batch& batch)
@@ -63,6 +72,7 @@ public:
           batch_(batch),
           lease_(*model.pool) {
         plan();
+        read_words();
     }
 
     void run(float* logits, float* hidden) {
@@ -71,18 +81,19 @@ public:
         const bool first_alone = a_.head != Head::tokens && hidden == nullptr;
         for_chunks([&](const Chunk& chunk) {
             embed(chunk);
-            normalize(chunk, model_.embedding_norm);
-            project(chunk, model_.layers[0]);
+            normalize(chunk, model_.embedding_norm, wanted(model_.layers[0], {kQuery, kKey, kValue}));
+            if (!by_heads_) project(chunk, model_.layers[0]);
         });
         for (std::size_t i = 0; i < layers; ++i) {
+            const bool last = i + 1 == layers, firsts = last && first_alone;
             if (hidden != nullptr) hidden = copy_hidden(hidden);
-            if (first_alone && i + 1 == layers)
-                attend_first();
-            else
-                attend();
+            if (firsts) keep_first_queries();
+            by_heads_ ? project_and_attend(model_.layers[i]) : attend();
+            if (firsts) move_first_tokens();
             for_chunks([&](const Chunk& chunk) {
-                finish(chunk, model_.layers[i]);
-                if (i + 1 < layers) project(chunk, model_.layers[i + 1]);
+                finish(chunk, model_.layers[i],
+                       last ? Wanted{} : wanted(model_.layers[i + 1], {kQuery, kKey, kValue}));
+                if (!last && !by_heads_) project(chunk, model_.layers[i + 1]);
             });
         }
         if (hidden != nullptr) copy_hidden(hidden);
@@ -102,12 +113,16 @@ private:
         for (const int length : batch_.lengths) {
             const Sequence sequence{token, lane, length};
             work_.sequences.push_back(sequence);
-            for (int query = 0; query < length; query += query_lanes) work_.query_blocks.push_back({sequence, query});
+            for (int query = 0; query < length; query += query_lanes)
+                work_.query_blocks.push_back(
+                    {sequence, query, std::min(kernels_.query_groups, ceil_divide(length - query, kGroup))});
             token += length;
             lane += ceil_divide(length, kGroup) * kGroup;
             longest = std::max(longest, length);
         }
         tiles_ = ceil_divide(lane, kLanes);
+        by_heads_ = share_of_tiles() == 0 && tiles_ <= kChunkTiles && a_.heads % heads_together() == 0 &&
+                    a_.heads / heads_together() >= model_.pool->threads();
         const std::size_t narrow = tile_floats(a_.hidden) * size(tiles_);
         for (auto* buffer : {&work_.x, &work_.context}) buffer->reserve(narrow);
         if (integers())
@@ -124,17 +139,23 @@ private:
             worker.scores.reserve(attention_scratch(head_size(), longest));
             worker.wide.reserve(tile_floats(std::max(a_.ffn, integers() ? 3 * a_.hidden : 0)) * chunk);
             worker.ranges.reserve(2 * kLanes * size(ceil_divide(a_.ffn, kRowBlock)) * chunk);
-            worker.levels.reserve(tile_floats(std::max(a_.hidden, a_.ffn)) * chunk);
+            if (model_.any_levels) worker.levels.reserve(tile_floats(std::max(a_.hidden, a_.ffn)) * chunk);
             if (model_.any_quads) worker.quads.reserve(quad_bytes(std::max(a_.hidden, a_.ffn)) * chunk);
         }
+    }
+
+    void read_words() {
+        if (!model_.product_word.codes.empty()) return;
+        work_.words.reserve(batch_.tokens.size() * size(a_.hidden));
+        for (std::size_t i = 0; i < batch_.tokens.size(); ++i)
+            model_.word.read(batch_.tokens[i], work_.words.data() + i * size(a_.hidden));
     }
 
     // Calls body(chunk) until every tile has been in one. Tiles are dealt out evenly in the spans that a product takes
     // at once; the spans left over, fewer than there are threads, are done by all threads together.
     template <class Body>
     void for_chunks(const Body& body) {
-        const int threads = model_.pool->threads(), spans = ceil_divide(tiles_, kernels_.tiles);
-        const int share = spans / threads * kernels_.tiles;  // tiles
+        const int threads = model_.pool->threads(), share = share_of_tiles();
         const auto chunks = [&](Team team, int first, int end) {
             for (; first < end; first += kChunkTiles) body(Chunk{team, first, std::min(kChunkTiles, end - first)});
         };
@@ -145,6 +166,14 @@ private:
             });
         chunks(Team{}, threads * share, tiles_);
     }
+
+    // Tiles that each thread takes for itself.
+    int share_of_tiles() const {
+        return ceil_divide(tiles_, kernels_.tiles) / model_.pool->threads() * kernels_.tiles;
+    }
+
+    // Heads whose rows are whole blocks of rows.
+    int heads_together() const { return kRowBlock / std::gcd(kRowBlock, head_size()); }
 
     // Calls body(task, worker): on the team's thread, or as a loop of all threads.
     template <class Body>
@@ -157,8 +186,10 @@ private:
     // where there are fewer tiles than threads.
     template <class Body>
     void for_lanes(const Chunk& chunk, const Body& body) {
-        const bool share = chunk.team.worker == Team::kAll && chunk.count < model_.pool->threads();
-        const int groups = share ? 1 : kGroups, parts = kGroups / groups;
+        const bool together = chunk.team.worker == Team::kAll;
+        int groups = kGroups;
+        while (together && groups > 1 && chunk.count * kGroups / groups < model_.pool->threads()) groups /= 2;
+        const int parts = kGroups / groups;
         for_tasks(chunk.team, size(chunk.count * parts), [&](std::size_t task, int) {
             const int part = static_cast<int>(task);
             body(part / parts, part % parts * groups * kGroup, groups);
@@ -176,40 +207,49 @@ private:
     }
 
     void project(const Chunk& chunk, const Layer& layer) {
-        quantize(chunk, normalized(chunk));
-        const std::size_t narrow = tile_floats(a_.hidden), at = narrow * size(chunk.first);
-        float *query = work_.query.data() + at, *key = work_.key.data() + at, *value = work_.value.data() + at;
-        if (integers()) {
-            query = hands(chunk).wide.data();
-            key = query + narrow * size(chunk.count), value = key + narrow * size(chunk.count);
-        }
+        const auto [query, key, value] = projected(chunk);
         multiply(chunk,
                  {{layer.matrices[kQuery], query}, {layer.matrices[kKey], key}, {layer.matrices[kValue], value}});
         if (!integers()) return;
         for_tasks(chunk.team, size(chunk.count) * size(a_.heads), [&](std::size_t task, int) {
-            const std::size_t tile = task / size(a_.heads), head = task % size(a_.heads);
-            const std::size_t from = narrow * tile + tile_floats(head_size()) * head;
-            kernels_.quantize_head(query + from, key + from, value + from, head_size(),
-                                   HeadTile(heads_of(head) + heads_bytes() * (size(chunk.first) + tile), head_size()));
+            quantize_head(chunk, task / size(a_.heads), task % size(a_.heads));
         });
     }
 
     void attend() {
         lease_.run(work_.query_blocks.size() * size(a_.heads), [&](std::size_t task, int worker) {
-            const auto& [sequence, query] = work_.query_blocks[task / size(a_.heads)];
-            const int groups = std::min(kernels_.query_groups, ceil_divide(sequence.length - query, kGroup));
-            attend_head(sequence, query, groups, task % size(a_.heads), work_.workers[size(worker)].scores.data());
+            attend_block(work_.query_blocks[task / size(a_.heads)], task % size(a_.heads), worker);
         });
     }
 
-    // Attention of the first token of every sequence (and its neighbours, as many as go together). Then these tokens
-    // move to the first lanes, and the others are left behind: lane i comes from a lane never below 8 i, so nothing is
-    // overwritten before it has moved.
-    void attend_first() {
-        lease_.run(work_.sequences.size() * size(a_.heads), [&](std::size_t task, int worker) {
-            attend_head(work_.sequences[task / size(a_.heads)], 0, 1, task % size(a_.heads),
-                        work_.workers[size(worker)].scores.data());
+    // All of a head, from its rows of the three matrices to what it attended to, without a meeting: where all threads
+    // work on all tiles together.
+    void project_and_attend(const Layer& layer) {
+        const Chunk chunk{Team{}, 0, tiles_};
+        const auto [query, key, value] = projected(chunk);
+        const Product products[] = {
+            {layer.matrices[kQuery], query}, {layer.matrices[kKey], key}, {layer.matrices[kValue], value}};
+        const int together = heads_together(), rows = together * head_size();
+        lease_.run(size(a_.heads / together), [&](std::size_t task, int worker) {
+            for (const Product& product : products)
+                for (int row = static_cast<int>(task) * rows; row < static_cast<int>(task + 1) * rows; row += kRowBlock)
+                    multiply_block(chunk, product, row);
+            for (std::size_t head = task * size(together); head < (task + 1) * size(together); ++head) {
+                for (int tile = 0; integers() && tile < chunk.count; ++tile) quantize_head(chunk, size(tile), head);
+                for (const auto& block : work_.query_blocks) attend_block(block, head, worker);
+            }
         });
+    }
+
+    // From here on the first token of every sequence asks alone (and its neighbours, as many as go together).
+    void keep_first_queries() {
+        work_.query_blocks.clear();
+        for (const Sequence& s : work_.sequences) work_.query_blocks.push_back({s, 0, 1});
+    }
+
+    // First tokens move to the first lanes, and the others are left behind: lane i comes from a lane never below 8 i, so
+    // nothing is overwritten before it has moved.
+    void move_first_tokens() {
         for (int i = 0; i < static_cast<int>(work_.sequences.size()); ++i) {
             int& lane = work_.sequences[size(i)].first_lane;
             for (float* tiles : {work_.x.data(), work_.context.data()}) {
@@ -222,17 +262,19 @@ private:
         tiles_ = ceil_divide(static_cast<int>(work_.sequences.size()), kLanes);
     }
 
-    void finish(const Chunk& chunk, const Layer& layer) {
+    void finish(const Chunk& chunk, const Layer& layer, Wanted next) {
         float *x = x_of(chunk), *wide = hands(chunk).wide.data(), *ranges = hands(chunk).ranges.data();
         const float* context = work_.context.data() + tile_floats(a_.hidden) * size(chunk.first);
-        quantize(chunk, {context, a_.hidden, context, a_.hidden});
+        for_lanes(chunk, [&](int tile, int lane, int groups) {
+            quantize(chunk, {context, a_.hidden, context, a_.hidden}, wanted(layer, {kAttentionOutput}), tile, lane,
+                     groups);
+        });
         multiply(chunk, {{layer.matrices[kAttentionOutput], x, x}});
-        normalize(chunk, layer.attention_norm);
-        quantize(chunk, normalized(chunk));
+        normalize(chunk, layer.attention_norm, wanted(layer, {kFfnIn}));
         multiply(chunk, {{layer.matrices[kFfnIn], wide, nullptr, true, ranges}});
-        quantize(chunk, {wide, a_.ffn, ranges, 2 * ceil_divide(a_.ffn, kRowBlock)});
+        quantize_wide(chunk, {wide, a_.ffn, ranges, 2 * ceil_divide(a_.ffn, kRowBlock)}, wanted(layer, {kFfnOut}));
         multiply(chunk, {{layer.matrices[kFfnOut], x, x}});
-        normalize(chunk, layer.output_norm);
+        normalize(chunk, layer.output_norm, next);
     }
 
     void label_tokens(float* logits) {
@@ -292,9 +334,10 @@ private:
             if (a_.types > 0) sum += value(model_.type, type, f);
             x[f * kLanes] = sum + value(model_.position, position, f);
         };
-        if (model_.product_word.codes.empty())
-            for (int f = 0; f < a_.hidden; ++f) add(f, value(model_.word, word, f));
-        else
+        if (model_.product_word.codes.empty()) {
+            const std::int8_t* row = work_.words.data() + size(token) * size(a_.hidden);
+            for (int f = 0; f < a_.hidden; ++f) add(f, model_.word.scale(word) * static_cast<float>(row[f]));
+        } else
             for (int f = 0; f < a_.hidden; ++f) add(f, product_value(word, f));
     }
 
@@ -307,7 +350,24 @@ private:
         return table.scales[part] * static_cast<float>(table.code_words[at]);
     }
 
-    void attend_head(const Sequence& s, int query, int groups, std::size_t head, float* scratch) const {
+    // Where query, key and value go: to a place of the tiles' own, or where nobody reads them but quantize_head.
+    std::array<float*, 3> projected(const Chunk& chunk) {
+        const std::size_t narrow = tile_floats(a_.hidden), at = narrow * size(chunk.first);
+        if (!integers()) return {work_.query.data() + at, work_.key.data() + at, work_.value.data() + at};
+        float* first = hands(chunk).wide.data();
+        return {first, first + narrow * size(chunk.count), first + 2 * narrow * size(chunk.count)};
+    }
+
+    void quantize_head(const Chunk& chunk, std::size_t tile, std::size_t head) {
+        const auto [query, key, value] = projected(chunk);
+        const std::size_t from = tile_floats(a_.hidden) * tile + tile_floats(head_size()) * head;
+        kernels_.quantize_head(query + from, key + from, value + from, head_size(),
+                               HeadTile(heads_of(head) + heads_bytes() * (size(chunk.first) + tile), head_size()));
+    }
+
+    void attend_block(const QueryBlock& block, std::size_t head, int worker) const {
+        const Sequence& s = block.sequence;
+        float* scratch = work_.workers[size(worker)].scores.data();
         const std::size_t feature = head * tile_floats(head_size());
         if (integers())
             return kernels_.integer_attention({.heads = heads_of(head),
@@ -317,8 +377,8 @@ private:
                                                .head_size = head_size(),
                                                .first_lane = s.first_lane,
                                                .length = s.length,
-                                               .first_query = s.first_lane + query,
-                                               .groups = groups},
+                                               .first_query = s.first_lane + block.first,
+                                               .groups = block.groups},
                                               scratch);
         kernels_.attention({.query = work_.query.data() + feature,
                             .key = work_.key.data() + feature,
@@ -328,8 +388,8 @@ private:
                             .head_size = head_size(),
                             .first_lane = s.first_lane,
                             .length = s.length,
-                            .first_query = s.first_lane + query,
-                            .groups = groups},
+                            .first_query = s.first_lane + block.first,
+                            .groups = block.groups},
                            scratch);
     }
 
@@ -341,9 +401,6 @@ private:
     Worker& hands(const Chunk& chunk) { return work_.workers[size(chunk.team.buffers())]; }
     const Worker& hands(const Chunk& chunk) const { return work_.workers[size(chunk.team.buffers())]; }
 
-    // What normalize() left.
-    Values normalized(const Chunk& chunk) { return {x_of(chunk), a_.hidden, hands(chunk).ranges.data(), 2}; }
-
     float* x_of(const Chunk& chunk) { return work_.x.data() + tile_floats(a_.hidden) * size(chunk.first); }
 
     // Where a tile's levels lie, and how far apart its features are: the tiles that go through a product together lie
@@ -354,55 +411,83 @@ private:
         return {tile_floats(features) * size(first) + size(tile - first) * kLanes, together * kLanes};
     }
 
-    // The chunk's values into the team's levels; scales and zeros into the tokens' own places.
-    void quantize(const Chunk& chunk, const Values& v) {
-        std::uint8_t* levels = hands(chunk).levels.data();
-        for_lanes(chunk, [&](int tile, int lane, int groups) {
-            const std::size_t token = size(chunk.first + tile) * kLanes + size(lane);
+    static Wanted wanted(const Layer& layer, std::initializer_list<Matrix> readers) {
+        Wanted found;
+        for (const Matrix reader : readers)
+            (wants_quads(layer.matrices[reader].format) ? found.quads : found.levels) = true;
+        return found;
+    }
+
+    // Some lanes of a tile of the chunk into the team's levels; scales and zeros into the tokens' own places.
+    void quantize(const Chunk& chunk, const Values& v, Wanted wanted, int tile, int lane, int groups) {
+        const std::size_t token = size(chunk.first + tile) * kLanes + size(lane);
+        quantize(chunk, v, wanted, 0, v.features, tile, lane, groups, work_.scales.data() + token,
+                 work_.zeros.data() + token);
+    }
+
+    // Features [first, first + count), of which only the last of all may be no whole quad.
+    void quantize(const Chunk& chunk, const Values& v, Wanted wanted, int first, int count, int tile, int lane,
+                  int groups, float* scales, std::int32_t* zeros) {
+        const float* x = v.x + tile_floats(v.features) * size(tile) + tile_floats(first) + lane;
+        const float* ranges = v.ranges + tile_floats(v.bounds) * size(tile) + lane;
+        Worker& worker = hands(chunk);
+        if (wanted.levels) {
             const auto [offset, stride] = place_levels(chunk, v.features, tile);
-            kernels_.quantize(v.x + tile_floats(v.features) * size(tile) + lane, v.features, groups,
-                              v.ranges + tile_floats(v.bounds) * size(tile) + lane, v.bounds,
-                              levels + offset + size(lane), stride, work_.scales.data() + token,
-                              work_.zeros.data() + token);
+            kernels_.quantize(x, count, groups, ranges, v.bounds,
+                              worker.levels.data() + offset + size(first * stride + lane), stride, scales, zeros);
+        }
+        if (wanted.quads)
+            kernels_.quantize_quads(
+                x, count, groups, ranges, v.bounds,
+                worker.quads.data() + quad_bytes(v.features) * size(tile) + tile_floats(first) + size(lane * kQuad),
+                scales, zeros);
+    }
+
+    // Whole tiles whose features all threads have made in blocks of rows: each takes those that it made.
+    void quantize_wide(const Chunk& chunk, const Values& v, Wanted wanted) {
+        const int parts = chunk.team.worker == Team::kAll ? model_.pool->threads() : 1;
+        const int blocks = ceil_divide(v.features, kRowBlock);
+        for_tasks(chunk.team, size(chunk.count * parts), [&](std::size_t task, int) {
+            const int part = static_cast<int>(task) / chunk.count, tile = static_cast<int>(task) % chunk.count;
+            const int first = blocks * part / parts * kRowBlock;
+            const int end = std::min(v.features, blocks * (part + 1) / parts * kRowBlock);
+            if (first >= end) return;
+            float scales[kLanes];
+            std::int32_t zeros[kLanes];
+            quantize(chunk, v, wanted, first, end - first, tile, 0, kGroups, scales, zeros);
+            if (end != v.features) return;  // all parts get the same
+            const std::size_t token = size(chunk.first + tile) * kLanes;
+            std::copy_n(scales, kLanes, work_.scales.data() + token);
+            std::copy_n(zeros, kLanes, work_.zeros.data() + token);
         });
     }
 
     // Products of matrices of one shape with what quantize() left. All tiles meet a block of rows before the next
     // block.
     void multiply(const Chunk& chunk, std::initializer_list<Product> products) {
-        const PackedMatrix& shape = products.begin()->w;
-        if (std::any_of(products.begin(), products.end(), [](const Product& p) { return wants_quads(p.w.format); }))
-            interleave(chunk, shape.columns);
-        const int blocks = ceil_divide(shape.rows, kRowBlock), spans = ceil_divide(chunk.count, kernels_.tiles);
-        for_tasks(chunk.team, products.size() * size(blocks) * size(spans), [&](std::size_t task, int) {
-            const std::size_t block = task / size(spans);
-            const Product& product = products.begin()[block / size(blocks)];
-            const int tile = static_cast<int>(task % size(spans)) * kernels_.tiles;
-            multiply_block(chunk, product, static_cast<int>(block % size(blocks)) * kRowBlock, tile);
+        const int blocks = ceil_divide(products.begin()->w.rows, kRowBlock);
+        for_tasks(chunk.team, products.size() * size(blocks), [&](std::size_t task, int) {
+            const Product& product = products.begin()[task / size(blocks)];
+            multiply_block(chunk, product, static_cast<int>(task % size(blocks)) * kRowBlock);
         });
     }
 
-    void interleave(const Chunk& chunk, int features) {
-        Worker& worker = hands(chunk);
-        for_tasks(chunk.team, size(chunk.count), [&](std::size_t tile, int) {
-            const auto [offset, stride] = place_levels(chunk, features, static_cast<int>(tile));
-            kernels_.interleave(worker.levels.data() + offset, stride, features,
-                                worker.quads.data() + quad_bytes(features) * tile);
-        });
-    }
-
-    // Rows [row, row + kRowBlock) for the span of tiles that begins with `tile` of the chunk.
-    void multiply_block(const Chunk& chunk, const Product& p, int row, int tile) const {
+    // Rows [row, row + kRowBlock) for all tiles of the chunk.
+    void multiply_block(const Chunk& chunk, const Product& p, int row) const {
         alignas(64) std::int32_t sums[kMostTiles * kRowBlock * kLanes];
         const Worker& worker = hands(chunk);
         const bool quads = wants_quads(p.w.format);
         const std::size_t stride = quads ? quad_bytes(p.w.columns) : tile_floats(p.w.columns);
-        const std::uint8_t* x = (quads ? worker.quads.data() : worker.levels.data()) + stride * size(tile);
-        const int count = std::min(kRowBlock, p.w.rows - row), tiles = std::min(kernels_.tiles, chunk.count - tile);
-        kernels_.products[static_cast<std::size_t>(p.w.format)](p.w, row, count, {x, stride, tiles}, sums);
-        for (int i = 0; i < tiles; ++i)
-            finish_block(p, row, count, sums + i * kRowBlock * kLanes, size(tile + i),
-                         size(chunk.first + tile + i) * kLanes);
+        const std::uint8_t* x = quads ? worker.quads.data() : worker.levels.data();
+        const int count = std::min(kRowBlock, p.w.rows - row), most = quads ? kernels_.quad_tiles : kernels_.tiles;
+        for (int tile = 0; tile < chunk.count; tile += most) {
+            const int tiles = std::min(most, chunk.count - tile);
+            kernels_.products[static_cast<std::size_t>(p.w.format)](p.w, row, count,
+                                                                    {x + stride * size(tile), stride, tiles}, sums);
+            for (int i = 0; i < tiles; ++i)
+                finish_block(p, row, count, sums + i * kRowBlock * kLanes, size(tile + i),
+                             size(chunk.first + tile + i) * kLanes);
+        }
     }
 
     // From the sums of a tile to its floats.
@@ -420,11 +505,13 @@ private:
         if (range != nullptr) std::fill_n(range, kLanes, 0.0f);  // nothing is lower any more
     }
 
-    void normalize(const Chunk& chunk, const Norm& norm) {
+    // In place, and into what comes next.
+    void normalize(const Chunk& chunk, const Norm& norm, Wanted next) {
+        float *x = x_of(chunk), *ranges = hands(chunk).ranges.data();
         for_lanes(chunk, [&](int tile, int lane, int groups) {
-            kernels_.layer_norm(x_of(chunk) + tile_floats(a_.hidden) * size(tile) + lane, a_.hidden, groups,
-                                norm.weight.data(), norm.bias.data(), a_.epsilon,
-                                hands(chunk).ranges.data() + 2 * kLanes * tile + lane);
+            kernels_.layer_norm(x + tile_floats(a_.hidden) * size(tile) + lane, a_.hidden, groups, norm.weight.data(),
+                                norm.bias.data(), a_.epsilon, ranges + 2 * kLanes * tile + lane);
+            quantize(chunk, {x, a_.hidden, ranges, 2}, next, tile, lane, groups);
         });
     }
 
@@ -446,6 +533,7 @@ private:
     const Batch& batch_;
     Pool::Lease lease_;
     int tiles_ = 0;
+    bool by_heads_ = false;  // see project_and_attend
 };
 
 [[noreturn]] void refuse(const std::string& what, std::int64_t value, const std::string& limit) {

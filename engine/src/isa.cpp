@@ -5,6 +5,8 @@
 
 #ifdef SPARSELANE_AVX2
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #ifdef SPARSELANE_NEON
 #include <sys/auxv.h>
@@ -25,6 +27,21 @@ bool has_avx512_vnni() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+
+// Linux keeps the tiles of AMX from a process until it asks for them; a virtual machine or a sandbox may refuse. Asking
+// again is harmless, and threads of before may use them too.
+bool has_amx_int8() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+    const bool tiles = (edx & (1u << 24)) != 0, bytes = (edx & (1u << 25)) != 0, vbmi2 = (ecx & (1u << 6)) != 0;
+    if (!tiles || !bytes || !vbmi2) return false;
+#ifdef __linux__
+    constexpr long kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+#else
+    return false;
+#endif
+}
 #endif
 
 // From slow to fast.
@@ -35,7 +52,9 @@ std::vector<const Kernels*> supported_kernels() {
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return found;
     found.push_back(&avx2_kernels());
     if (has_avx_vnni()) found.push_back(&avx_vnni_kernels());
-    if (has_avx512_vnni()) found.push_back(&avx512_vnni_kernels());
+    if (!has_avx512_vnni()) return found;
+    found.push_back(&avx512_vnni_kernels());
+    if (has_amx_int8()) found.push_back(&amx_int8_kernels());
 #endif
 #ifdef SPARSELANE_NEON
     if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) found.push_back(&neon_kernels());

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "layout.h"
 #include "packed.h"
@@ -15,8 +16,11 @@
 namespace sparselane {
 
 // Tiles that any product takes at once, at most, and groups of queries that any attention does.
-inline constexpr int kMostTiles = 2;
+inline constexpr int kMostTiles = 4;
 inline constexpr int kMostQueryGroups = 6;
+
+// The cost of a format that a set of kernels does not have; its product is null. The reference has all of them.
+inline constexpr float kNever = std::numeric_limits<float>::infinity();
 
 // The input of a product: the uint8 levels of `tiles` tiles, x[columns][32 * tiles], so that a column of two tiles is
 // one cache line; or, where the format wants quads, x[tile][columns / 4][32][4].
@@ -93,16 +97,16 @@ using Dequantize = void (*)(const PackedMatrix& w, int first, int count, const s
 struct Kernels {
     const char* name;
 
-    int tiles;         // that a product takes at once, 1 to kMostTiles
+    int tiles;         // that a product of levels takes at once, 1 or 2
+    int quad_tiles;    // the same of quads, 1 to kMostTiles
     int query_groups;  // that attention takes at once, 1 to kMostQueryGroups
 
-    // Nanoseconds that a step of each format took for one tile on a 3.85 GHz Zen 5; only their ratios matter.
-    // `python -m bench kernel` measures them again.
+    // Nanoseconds that a step of each format took for one tile on a 3.85 GHz Zen 5 (those of AMX: on a 2.8 GHz Emerald
+    // Rapids); only their ratios matter. `python -m bench kernel` measures them again.
     std::array<float, kFormats> costs;
 
     // sums[tile][kRowBlock][32] = rows [first, first + count) of w times x, exact; one function for each format.
-    // `first` is a multiple of kRowBlock, `count` at most kRowBlock; rows up to the next multiple of kPanel are
-    // overwritten too.
+    // `first` is a multiple of kRowBlock, `count` at most kRowBlock; the rows behind them may be overwritten too.
     std::array<void (*)(const PackedMatrix& w, int first, int count, const ProductInput& x, std::int32_t* sums),
                kFormats>
         products;
@@ -120,6 +124,10 @@ struct Kernels {
     // itself.
     void (*quantize)(const float* x, int features, int groups, const float* range, int bounds, std::uint8_t* q,
                      int stride, float* scales, std::int32_t* zeros);
+
+    // The same, but quads[ceil(features / 4)][32][4] from its lane on, as interleave() leaves them.
+    void (*quantize_quads)(const float* x, int features, int groups, const float* range, int bounds,
+                           std::uint8_t* quads, float* scales, std::int32_t* zeros);
 
     // x[features][32] = (x - mean) / sqrt(variance + epsilon) * weight + bias, in place, `groups` groups of lanes.
     // Range as above.
@@ -180,6 +188,7 @@ const Kernels& reference_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx_vnni_kernels();
 const Kernels& avx512_vnni_kernels();
+const Kernels& amx_int8_kernels();
 #endif
 #ifdef SPARSELANE_NEON
 const Kernels& neon_kernels();

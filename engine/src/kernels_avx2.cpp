@@ -15,7 +15,7 @@ struct MultiplyAddPairs {
 }  // namespace
 
 const Kernels& avx2_kernels() {
-    static constexpr Kernels kernels = kernels_with<MultiplyAddPairs>("avx2", {1.45f, 1.2f, 4.5f, 4.25f});
+    static constexpr Kernels kernels = kernels_with<MultiplyAddPairs>("avx2", {1.45f, 1.2f, 4.5f, 4.25f, kNever});
     return kernels;
 }
 

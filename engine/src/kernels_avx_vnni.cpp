@@ -13,7 +13,7 @@ struct DotProduct {
 }  // namespace
 
 const Kernels& avx_vnni_kernels() {
-    static constexpr Kernels kernels = kernels_with<DotProduct>("avx_vnni", {1.05f, 0.9f, 2.9f, 2.75f});
+    static constexpr Kernels kernels = kernels_with<DotProduct>("avx_vnni", {1.05f, 0.9f, 2.9f, 2.75f, kNever});
     return kernels;
 }
 

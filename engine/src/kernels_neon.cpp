@@ -191,14 +191,16 @@ const Kernels& neon_kernels() {
     static constexpr Kernels kernels{
         .name = "neon",
         .tiles = 1,
+        .quad_tiles = 1,
         .query_groups = kQueryGroups<Vector4>,
-        .costs = {8, 4, 14, 10},  // not measured: vector operations of a step, loads left out, divided by 4
+        .costs = {8, 4, 14, 10, kNever},  // not measured: vector operations of a step, loads left out, divided by 4
         .products = {multiply_rows<Format::survivors>, multiply_rows<Format::blocks_1x4>,
-                     multiply_panels<Format::blocks_4x1>, multiply_panels<Format::dense>},
+                     multiply_panels<Format::blocks_4x1>, multiply_panels<Format::dense>, nullptr},
         .interleave = interleave,
         .dequantize = dequantize<Vector4, false>,
         .dequantize_gelu = dequantize<Vector4, true>,
         .quantize = quantize<Vector4, Vector4>,
+        .quantize_quads = quantize_quads<Vector4, Vector4>,
         .layer_norm = layer_norm<Vector4, Vector4>,
         .softmax = softmax<Vector4, Vector4>,
         .attention = attention<Vector4>,

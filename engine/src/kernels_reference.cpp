@@ -46,6 +46,22 @@ void product(const PackedMatrix& w, int first, int count, const ProductInput& in
     }
 }
 
+void product_masked(const PackedMatrix& w, int first, int count, const ProductInput& input, std::int32_t* sums) {
+    const std::size_t block = static_cast<std::size_t>(first / kRowBlock);
+    const int steps = (w.columns + kMaskColumns - 1) / kMaskColumns;
+    const std::uint16_t* masks = w.offsets.data() + block * static_cast<std::size_t>(steps) * kRowBlock * 4;
+    const std::int8_t* weight = w.weights.data() + w.strip_steps[block];
+    std::fill_n(sums, kRowBlock * kLanes, 0);
+    for (int column = 0; column < w.columns; column += kMaskColumns)
+        for (int r = 0; r < kRowBlock; ++r, masks += 4)
+            for (int i = 0; i < kMaskColumns; ++i) {
+                if ((masks[i / 16] >> i % 16 & 1) == 0) continue;
+                const std::uint8_t* x = input.x + (column + i) / kQuad * kQuad * kLanes + i % kQuad;  // one tile
+                for (int t = 0; t < kLanes && r < count; ++t) sums[r * kLanes + t] += *weight * x[t * kQuad];
+                ++weight;
+            }
+}
+
 void interleave(const std::uint8_t* q, int stride, int features, std::uint8_t* quads) {
     std::memset(quads, 0, static_cast<std::size_t>((features + kQuad - 1) / kQuad * kQuad * kLanes));
     for (int f = 0; f < features; ++f)
@@ -92,8 +108,10 @@ std::int32_t round_even(float x) {
     return std::abs(x) < 2147483648.0f ? static_cast<std::int32_t>(std::nearbyintf(x)) : INT32_MIN;
 }
 
-void quantize(const float* x, int features, int groups, const float* range, int bounds, std::uint8_t* q, int stride,
-              float* scales, std::int32_t* zeros) {
+// level_at(f, t) is where the level of a feature of a token goes.
+template <class LevelAt>
+void quantize_to(const float* x, int features, int groups, const float* range, int bounds, const LevelAt& level_at,
+                 float* scales, std::int32_t* zeros) {
     for (int t = 0; t < groups * kGroup; ++t) {
         float low = 0, high = 0;
         for (int b = 0; b < bounds; ++b) {
@@ -106,9 +124,23 @@ void quantize(const float* x, int features, int groups, const float* range, int 
         zeros[t] = std::clamp(round_even(-low * inverse), 0, 255);
         for (int f = 0; f < features; ++f) {
             const std::int64_t level = std::int64_t{round_even(x[f * kLanes + t] * inverse)} + zeros[t];
-            q[f * stride + t] = static_cast<std::uint8_t>(std::clamp<std::int64_t>(level, 0, 255));
+            *level_at(f, t) = static_cast<std::uint8_t>(std::clamp<std::int64_t>(level, 0, 255));
         }
     }
+}
+
+void quantize(const float* x, int features, int groups, const float* range, int bounds, std::uint8_t* q, int stride,
+              float* scales, std::int32_t* zeros) {
+    const auto level_at = [&](int f, int t) { return q + f * stride + t; };
+    quantize_to(x, features, groups, range, bounds, level_at, scales, zeros);
+}
+
+void quantize_quads(const float* x, int features, int groups, const float* range, int bounds, std::uint8_t* quads,
+                    float* scales, std::int32_t* zeros) {
+    const auto level_at = [&](int f, int t) { return quads + (f / kQuad * kLanes + t) * kQuad + f % kQuad; };
+    quantize_to(x, features, groups, range, bounds, level_at, scales, zeros);
+    for (int f = features; f % kQuad != 0; ++f)
+        for (int t = 0; t < groups * kGroup; ++t) *level_at(f, t) = 0;
 }
 
 // ---- LayerNorm
@@ -302,14 +334,16 @@ const Kernels& reference_kernels() {
     static constexpr Kernels kernels{
         .name = "reference",
         .tiles = 1,
+        .quad_tiles = 1,
         .query_groups = 3,
-        .costs = {1, 0.95f, 3.9f, 3.7f},  // multiplications; the more regular format wins a tie
+        .costs = {1, 0.95f, 3.9f, 3.7f, kNever},  // multiplications; the more regular format wins a tie
         .products = {product<Format::survivors>, product<Format::blocks_1x4>, product<Format::blocks_4x1>,
-                     product<Format::dense>},
+                     product<Format::dense>, product_masked},
         .interleave = interleave,
         .dequantize = dequantize<false>,
         .dequantize_gelu = dequantize<true>,
         .quantize = quantize,
+        .quantize_quads = quantize_quads,
         .layer_norm = layer_norm,
         .softmax = softmax,
         .attention = attention,

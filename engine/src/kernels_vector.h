@@ -76,12 +76,11 @@ void dequantize(const PackedMatrix& w, int first, int count, const std::int32_t*
     }
 }
 
-// N neighbouring vectors of lanes.
+// Scales and zero points of N neighbouring vectors of lanes, from their ranges.
 template <class V, int N>
-void quantize_vectors(const float* x, int features, const float* range, int bounds, std::uint8_t* q, int stride,
-                      float* scales, std::int32_t* zeros) {
-    typename V::F low[N], high[N], inverse[N];
-    typename V::I zero[N];
+void find_scales(const float* range, int bounds, float* scales, std::int32_t* zeros, typename V::F (&inverse)[N],
+                 typename V::I (&zero)[N]) {
+    typename V::F low[N], high[N];
     for (int n = 0; n < N; ++n) low[n] = high[n] = V::set(0.0f);
     for (int b = 0; b < bounds; ++b)
         for (int n = 0; n < N; ++n) {
@@ -97,6 +96,14 @@ void quantize_vectors(const float* x, int features, const float* range, int boun
         V::store(scales + n * V::lanes, scale);
         V::store_int(zeros + n * V::lanes, zero[n]);
     }
+}
+
+template <class V, int N>
+void quantize_vectors(const float* x, int features, const float* range, int bounds, std::uint8_t* q, int stride,
+                      float* scales, std::int32_t* zeros) {
+    typename V::F inverse[N];
+    typename V::I zero[N];
+    find_scales<V, N>(range, bounds, scales, zeros, inverse, zero);
     for (int f = 0; f < features; ++f) {
         typename V::I levels[N];
         for (int n = 0; n < N; ++n)
@@ -105,15 +112,51 @@ void quantize_vectors(const float* x, int features, const float* range, int boun
     }
 }
 
-// V works on whole tiles, Small on single groups of 8 lanes; the instructions, and so the bits, are of one kind.
+template <class V, int N>
+void quantize_vectors_to_quads(const float* x, int features, const float* range, int bounds, std::uint8_t* quads,
+                               float* scales, std::int32_t* zeros) {
+    typename V::F inverse[N];
+    typename V::I zero[N];
+    find_scales<V, N>(range, bounds, scales, zeros, inverse, zero);
+    for (int f = 0; f < features; f += kQuad, x += kQuad * kLanes, quads += kQuad * kLanes)
+        for (int n = 0; n < N; ++n) {
+            typename V::I levels[kQuad];
+            for (int i = 0; i < kQuad; ++i) {
+                levels[i] = V::set_int(0);
+                if (f + i >= features) continue;
+                const auto exact = V::to_int(V::mul(V::load(x + i * kLanes + n * V::lanes), inverse[n]));
+                levels[i] = V::clamp_int(V::add_int(exact, zero[n]), 0, 255);
+            }
+            V::store_bytes(quads + n * V::lanes * kQuad, V::pack_quad(levels[0], levels[1], levels[2], levels[3]));
+        }
+}
+
+// V works on whole tiles and on as many lanes as it has, Small on single groups of 8 lanes; the instructions, and so the
+// bits, are of one kind.
 template <class V, class Small>
 void quantize(const float* x, int features, int groups, const float* range, int bounds, std::uint8_t* q, int stride,
               float* scales, std::int32_t* zeros) {
     if (groups == kGroups)
         return quantize_vectors<V, kLanes / V::lanes>(x, features, range, bounds, q, stride, scales, zeros);
+    if constexpr (V::lanes > kGroup)
+        if (groups * kGroup == V::lanes)
+            return quantize_vectors<V, 1>(x, features, range, bounds, q, stride, scales, zeros);
     for (int lane = 0; lane < groups * kGroup; lane += kGroup)
         quantize_vectors<Small, kGroup / Small::lanes>(x + lane, features, range + lane, bounds, q + lane, stride,
                                                        scales + lane, zeros + lane);
+}
+
+template <class V, class Small>
+void quantize_quads(const float* x, int features, int groups, const float* range, int bounds, std::uint8_t* quads,
+                    float* scales, std::int32_t* zeros) {
+    if (groups == kGroups)
+        return quantize_vectors_to_quads<V, kLanes / V::lanes>(x, features, range, bounds, quads, scales, zeros);
+    if constexpr (V::lanes > kGroup)
+        if (groups * kGroup == V::lanes)
+            return quantize_vectors_to_quads<V, 1>(x, features, range, bounds, quads, scales, zeros);
+    for (int lane = 0; lane < groups * kGroup; lane += kGroup)
+        quantize_vectors_to_quads<Small, kGroup / Small::lanes>(x + lane, features, range + lane, bounds,
+                                                                quads + lane * kQuad, scales + lane, zeros + lane);
 }
 
 // ---- LayerNorm
@@ -158,6 +201,8 @@ template <class V, class Small>
 void layer_norm(float* x, int features, int groups, const float* weight, const float* bias, float epsilon,
                 float* range) {
     if (groups == kGroups) return layer_norm_vectors<V, kLanes / V::lanes>(x, features, weight, bias, epsilon, range);
+    if constexpr (V::lanes > kGroup)
+        if (groups * kGroup == V::lanes) return layer_norm_vectors<V, 1>(x, features, weight, bias, epsilon, range);
     for (int lane = 0; lane < groups * kGroup; lane += kGroup)
         layer_norm_vectors<Small, kGroup / Small::lanes>(x + lane, features, weight, bias, epsilon,
                                                          range == nullptr ? nullptr : range + lane);

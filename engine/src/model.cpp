@@ -1,5 +1,11 @@
 #include "model.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 #include <stdexcept>
 
 namespace sparselane {
@@ -53,6 +59,44 @@ Survivors decode_named(const MatrixSource& source) {
 
 }  // namespace
 
+FileTable::File::~File() {
+    if (descriptor >= 0) close(descriptor);
+}
+
+FileTable::FileTable(const std::string& path, std::int64_t offset, std::vector<float> scales, int columns)
+    : file_(open(path.c_str(), O_RDONLY | O_CLOEXEC)),
+      offset_(offset),
+      columns_(static_cast<std::size_t>(columns)),
+      scales_(std::move(scales)),
+      kept_(kKept, -1),
+      memory_(static_cast<std::int8_t*>(std::calloc(kKept, columns_))) {
+    if (file_.descriptor < 0) throw std::runtime_error(path + " cannot be read: " + std::strerror(errno));
+    if (!memory_) throw std::bad_alloc();
+    struct stat found {};
+    if (fstat(file_.descriptor, &found) != 0 ||
+        found.st_size < offset + static_cast<std::int64_t>(scales_.size() * columns_))
+        throw std::runtime_error(path + " is too short for its table of words");
+}
+
+void FileTable::read(int row, std::int8_t* to) {
+    const int place = row % kKept;
+    std::int8_t* kept = memory_.get() + static_cast<std::size_t>(place) * columns_;
+    if (int& there = kept_[static_cast<std::size_t>(place)]; there != row) {
+        there = -1;
+        const std::int64_t from = offset_ + row * static_cast<std::int64_t>(columns_);
+        for (std::size_t done = 0; done < columns_;) {
+            const ssize_t got = pread(file_.descriptor, kept + done, columns_ - done, from + static_cast<off_t>(done));
+            if (got < 0 && errno == EINTR) continue;
+            if (got < 0)
+                throw std::runtime_error(std::string("the model's words cannot be read: ") + std::strerror(errno));
+            if (got == 0) throw std::runtime_error("the file of the model's words became shorter since it was loaded");
+            done += static_cast<std::size_t>(got);
+        }
+        there = row;
+    }
+    std::memcpy(to, kept, columns_);
+}
+
 Model::Model(const Architecture& a, int threads, const Kernels& k)
     : architecture(checked(a)), kernels(k), pool(Pool::shared(threads)) {
     layers.resize(static_cast<std::size_t>(a.layers));
@@ -73,7 +117,7 @@ void Model::load_matrices(int layer, std::span<const MatrixSource> sources) {
         packed.scales.assign(sources[i].scales.begin(), sources[i].scales.end());
         packed.biases.assign(sources[i].biases.begin(), sources[i].biases.end());
     });
-    for (const PackedMatrix& matrix : target.matrices) any_quads = any_quads || wants_quads(matrix.format);
+    for (const PackedMatrix& matrix : target.matrices) (wants_quads(matrix.format) ? any_quads : any_levels) = true;
     target.loaded = true;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <span>
 #include <string>
@@ -32,6 +33,44 @@ struct Table {
     std::vector<float> scales;
 };
 
+// A table whose int8 rows stay in their file and are read when a text asks for them: words are half of a model's memory,
+// and few of them are ever used. Not mapped: if somebody cut the file short, the process would die of it, while a read
+// says so. A row that was read stays, until another one needs its place.
+class FileTable {
+public:
+    FileTable() = default;
+    // Opens the file. Throws std::runtime_error if it cannot be read or does not hold that much.
+    FileTable(const std::string& path, std::int64_t offset, std::vector<float> scales, int columns);
+
+    // Copies the row [columns] to `to`. Throws std::runtime_error if the file is no longer what it was.
+    void read(int row, std::int8_t* to);
+    float scale(int row) const { return scales_[static_cast<std::size_t>(row)]; }
+
+private:
+    // Tokens are numbered by how common they are, so that the most common ones have places of their own; 3 MB at most
+    // for BERT-Base.
+    static constexpr int kKept = 4096;
+    struct File {  // closed once
+        int descriptor = -1;
+        File() = default;
+        explicit File(int opened) : descriptor(opened) {}
+        File(File&& other) noexcept : descriptor(std::exchange(other.descriptor, -1)) {}
+        File& operator=(File&& other) noexcept {
+            std::swap(descriptor, other.descriptor);
+            return *this;
+        }
+        ~File();
+    } file_;
+    struct Free {
+        void operator()(std::int8_t* memory) const { std::free(memory); }
+    };
+    std::int64_t offset_ = 0;
+    std::size_t columns_ = 0;
+    std::vector<float> scales_;
+    std::vector<int> kept_;                     // [kKept] which row is there, -1 for none
+    std::unique_ptr<std::int8_t, Free> memory_;  // [kKept][columns], untouched until a row comes
+};
+
 // A table in parts of four columns: each part of a row is one of 256 code words; a scale per part.
 struct ProductTable {
     static constexpr int kPart = 4, kCodeWords = 256;
@@ -59,6 +98,12 @@ struct Layer {
     bool loaded = false;
 };
 
+// Queries of a sequence that attention takes at once: `groups` groups of lanes from its query `first` on.
+struct QueryBlock {
+    Sequence sequence;
+    int first, groups;
+};
+
 // The working memory of one thread, or of all of them when they work on the same tiles (then the first one's).
 struct Worker {
     Buffer<float> scores;                // of attention
@@ -74,9 +119,10 @@ struct Workspace {
     Buffer<std::uint8_t> heads;       // [tile][head], see HeadTile: where it works on integers
     Buffer<float> scales;
     Buffer<std::int32_t> zeros;
+    Buffer<std::int8_t> words;  // [tokens][hidden], rows of the word table
     std::vector<Worker> workers;
     std::vector<Sequence> sequences;
-    std::vector<std::pair<Sequence, int>> query_blocks;  // a sequence and the first of the queries that go together
+    std::vector<QueryBlock> query_blocks;
 };
 
 struct Model {
@@ -93,13 +139,14 @@ struct Model {
     Architecture architecture;
     const Kernels& kernels;
     std::shared_ptr<Pool> pool;
-    Table word, position, type;
+    FileTable word;
     ProductTable product_word;  // instead of `word` where the artifact has it so
+    Table position, type;
     Norm embedding_norm;
     std::vector<Layer> layers;
     Dense head_dense, head_output;
     Workspace workspace;     // guarded by the pool's lease
-    bool any_quads = false;  // some matrix reads its input interleaved by quads
+    bool any_levels = false, any_quads = false;  // some matrix reads its input as it is, or interleaved by quads
     bool embeddings_loaded = false;
     bool head_loaded = false;
 };

@@ -124,6 +124,58 @@ void add_quads(Strip& strip, int height, bool every, PackedMatrix& to) {
     }
 }
 
+// The survivors of 32 rows, 64 columns at a time: format masked.
+void add_masked(const Survivors& s, int block, PackedMatrix& to) {
+    std::array<std::size_t, kRowBlock> at{};  // each row's next survivor
+    for (int r = 0; r < kRowBlock; ++r)
+        at[static_cast<std::size_t>(r)] = s.row_starts[static_cast<std::size_t>(std::min(block + r, s.rows))];
+    for (int column = 0; column < s.columns; column += kMaskColumns)
+        for (int r = 0; r < kRowBlock; ++r) {
+            const std::size_t end = s.row_starts[static_cast<std::size_t>(std::min(block + r + 1, s.rows))];
+            std::uint64_t mask = 0;
+            for (std::size_t& i = at[static_cast<std::size_t>(r)]; i < end && s.column[i] < column + kMaskColumns; ++i) {
+                mask |= std::uint64_t{1} << (s.column[i] - column);
+                to.weights.push_back(s.weight[i]);
+            }
+            for (int part = 0; part < 64; part += 16) to.offsets.push_back(static_cast<std::uint16_t>(mask >> part));
+        }
+}
+
+void arrange_masked(const Survivors& s, PackedMatrix& to) {
+    const auto blocks = static_cast<std::size_t>(ceil_divide(s.rows, kRowBlock));
+    to.offsets.reserve(blocks * static_cast<std::size_t>(ceil_divide(s.columns, kMaskColumns)) * kRowBlock * 4);
+    to.weights.reserve(s.weight.size() + kMaskColumns);
+    to.strip_steps.push_back(0);
+    for (int block = 0; block < s.rows; block += kRowBlock) {
+        add_masked(s, block, to);
+        to.strip_steps.push_back(static_cast<std::uint32_t>(to.weights.size()));
+    }
+    to.weights.resize(to.weights.size() + kMaskColumns);
+}
+
+// The others.
+void arrange_steps(const Survivors& s, PackedMatrix& packed) {
+    const Format format = packed.format;
+    const int height = format == Format::blocks_4x1 || format == Format::dense ? kPanel : 1;
+    const std::size_t step_offsets = format == Format::dense ? 0 : format == Format::blocks_1x4 ? 1 : kQuad;
+    const auto step_weights = static_cast<std::size_t>(height * kQuad);
+    const std::size_t steps = count_steps(s)[static_cast<std::size_t>(format)];
+    packed.offsets.reserve(steps * step_offsets);
+    packed.weights.reserve(steps * step_weights);
+    packed.strip_steps.reserve(static_cast<std::size_t>(ceil_divide(s.rows, height)) + 1);
+    packed.strip_steps.push_back(0);
+    if (height == 1) packed.strip_rows = order_rows(s, format);
+    Strip strip(s, height);
+    for (int row = 0; row < s.rows; row += height) {
+        strip.open(height == 1 ? row / kRowBlock * kRowBlock + packed.strip_rows[static_cast<std::size_t>(row)] : row);
+        if (wants_quads(format))
+            add_quads(strip, height, format == Format::dense, packed);
+        else
+            add_gathered(strip, height, packed);
+        packed.strip_steps.push_back(static_cast<std::uint32_t>(packed.weights.size() / step_weights));
+    }
+}
+
 }  // namespace
 
 Survivors decode(const MatrixSource& source) {
@@ -163,7 +215,9 @@ std::array<std::size_t, kFormats> count_steps(const Survivors& s) {
         }
     }
     const auto panels = static_cast<std::size_t>(ceil_divide(s.rows, kPanel));
-    return {groups, blocks, shared, panels * static_cast<std::size_t>(ceil_divide(s.columns, kQuad))};
+    const auto strips = static_cast<std::size_t>(ceil_divide(s.rows, kRowBlock));
+    return {groups, blocks, shared, panels * static_cast<std::size_t>(ceil_divide(s.columns, kQuad)),
+            strips * static_cast<std::size_t>(ceil_divide(s.columns, kMaskColumns))};
 }
 
 Format cheapest(const Survivors& survivors, std::span<const float, kFormats> costs) {
@@ -180,24 +234,10 @@ PackedMatrix arrange(const Survivors& s, Format format) {
     packed.rows = s.rows;
     packed.columns = s.columns;
     packed.format = format;
-    const int height = format == Format::blocks_4x1 || format == Format::dense ? kPanel : 1;
-    const std::size_t step_offsets = format == Format::dense ? 0 : format == Format::blocks_1x4 ? 1 : kQuad;
-    const auto step_weights = static_cast<std::size_t>(height * kQuad);
-    const std::size_t steps = count_steps(s)[static_cast<std::size_t>(format)];
-    packed.offsets.reserve(steps * step_offsets);
-    packed.weights.reserve(steps * step_weights);
-    packed.strip_steps.reserve(static_cast<std::size_t>(ceil_divide(s.rows, height)) + 1);
-    packed.strip_steps.push_back(0);
-    if (height == 1) packed.strip_rows = order_rows(s, format);
-    Strip strip(s, height);
-    for (int row = 0; row < s.rows; row += height) {
-        strip.open(height == 1 ? row / kRowBlock * kRowBlock + packed.strip_rows[static_cast<std::size_t>(row)] : row);
-        if (wants_quads(format))
-            add_quads(strip, height, format == Format::dense, packed);
-        else
-            add_gathered(strip, height, packed);
-        packed.strip_steps.push_back(static_cast<std::uint32_t>(packed.weights.size() / step_weights));
-    }
+    if (format == Format::masked)
+        arrange_masked(s, packed);
+    else
+        arrange_steps(s, packed);
     packed.row_sums.reserve(static_cast<std::size_t>(s.rows));
     for (std::size_t row = 0; row < static_cast<std::size_t>(s.rows); ++row)
         packed.row_sums.push_back(

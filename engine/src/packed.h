@@ -36,10 +36,17 @@ enum class Format {
     blocks_1x4,  // a row's runs of four columns that hold a survivor; the input is interleaved by quads
     blocks_4x1,  // columns that any of four rows uses, four at a time, with the weights of all four rows
     dense,       // every run of four columns with the weights of four rows; the input is interleaved by quads
+    masked,      // 64 columns of 32 rows as bits, and the survivors alone, from which a kernel makes dense tiles on its
+                 // way to a matrix unit; the input is interleaved by quads
 };
-inline constexpr int kFormats = 4;
-inline constexpr const char* kFormatNames[kFormats] = {"survivors", "blocks_1x4", "blocks_4x1", "dense"};
-inline bool wants_quads(Format format) { return format == Format::blocks_1x4 || format == Format::dense; }
+inline constexpr int kFormats = 5;
+inline constexpr const char* kFormatNames[kFormats] = {"survivors", "blocks_1x4", "blocks_4x1", "dense", "masked"};
+inline bool wants_quads(Format format) {
+    return format == Format::blocks_1x4 || format == Format::dense || format == Format::masked;
+}
+
+// Columns of a step of `masked`: what a register of 64 bytes holds.
+inline constexpr int kMaskColumns = 64;
 
 // The decoded survivors of a matrix, row by row, their columns ascending.
 struct Survivors {
@@ -50,22 +57,25 @@ struct Survivors {
     std::vector<std::int8_t> weight;        // [survivors]
 };
 
-// A matrix in the order in which a kernel reads it. A "strip" is a row in the formats survivors and blocks_1x4, a panel
-// of four rows in the others. A "step" is what the kernel's inner loop does at once:
+// A matrix in the order in which a kernel reads it. A "strip" is a row in the formats survivors and blocks_1x4, a block of
+// kRowBlock rows in masked, a panel of four rows in the others. A "step" is what the kernel's inner loop does at once:
 //
 //     format      one step                           offsets   weights
 //     survivors   four survivors of a row            4         [4 columns]
 //     blocks_1x4  four neighbouring columns          1         [4 columns]
 //     blocks_4x1  four columns x four rows           4         [4 rows][4 columns]
 //     dense       four neighbouring columns x 4 rows 0         [4 rows][4 columns]
+//     masked      64 neighbouring columns x 32 rows  128       as many as there are survivors
 //
+// In masked, the offsets of a step are 32 masks of 64 bits, the lowest bit the first column, and its survivors follow row
+// by row; kMaskColumns zeros stand behind the last, because a kernel reads a register full of them.
 // Steps are filled up with weight 0 on column 0, the last panel with rows of zeros. Within every kRowBlock rows, strips
 // of one row stand in the order of their number of steps: the end of a loop that is as long as the last is predicted.
 struct PackedMatrix {
     int rows = 0;
     int columns = 0;
     Format format = Format::survivors;
-    std::vector<std::uint32_t> strip_steps;  // [strips + 1] the first step of each strip
+    std::vector<std::uint32_t> strip_steps;  // [strips + 1] the first step of each strip; in masked its first survivor
     std::vector<std::uint8_t> strip_rows;    // [rows] for strips of one row: which row of its block a strip is
     std::vector<std::uint16_t> offsets;      // where the step's columns begin in the input, see kOffsetUnit
     std::vector<std::int8_t> weights;

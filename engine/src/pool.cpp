@@ -51,6 +51,7 @@ Pool::Pool(int threads) : owner_(getpid()) {
     if (threads < 1 || threads > kMaxThreads)
         throw std::invalid_argument("threads is " + std::to_string(threads) + ", must be 1 to " +
                                     std::to_string(kMaxThreads));
+    shares_ = std::make_unique<Share[]>(static_cast<std::size_t>(threads));
     workers_.reserve(static_cast<std::size_t>(threads - 1));
     for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
 }
@@ -88,8 +89,12 @@ void Pool::run(std::size_t tasks, const void* context, Call call) {
     call_ = call;
     tasks_ = static_cast<std::uint32_t>(tasks);
     done_.store(0, std::memory_order_relaxed);
-    const std::uint64_t loop = (unclaimed_.load(std::memory_order_relaxed) >> 32) + 1;
-    unclaimed_.store(loop << 32 | tasks_, std::memory_order_release);
+    const std::uint64_t loop = std::uint64_t{++loop_} << 32;
+    for (std::uint32_t share = 0, first = 0; share < static_cast<std::uint32_t>(threads()); ++share) {
+        const std::uint32_t end = end_of(static_cast<int>(share));
+        shares_[share].unclaimed.store(loop | (end - first), std::memory_order_release);
+        first = end;
+    }
     if (tasks > 1) {
         generation_.fetch_add(1, std::memory_order_release);
         generation_.notify_all();
@@ -101,21 +106,39 @@ void Pool::run(std::size_t tasks, const void* context, Call call) {
     if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
+// The first task behind a share. Shares are as equal as can be.
+std::uint32_t Pool::end_of(int share) const {
+    return static_cast<std::uint32_t>(std::uint64_t{tasks_} * static_cast<std::uint64_t>(share + 1) /
+                                      static_cast<std::uint64_t>(threads()));
+}
+
+// First the worker's own share, then what is left of the others', from its neighbour on.
 void Pool::take_tasks(int worker) {
-    std::uint64_t left = unclaimed_.load(std::memory_order_acquire);
+    std::uint32_t done = 0;
+    for (int i = 0; i < threads(); ++i) done += take_share((worker + i) % threads(), worker);
+    if (done == 0) return;
+    const std::uint32_t tasks = tasks_;  // before done_ says so: then the next loop may begin
+    if (done_.fetch_add(done, std::memory_order_acq_rel) + done == tasks) done_.notify_one();
+}
+
+// Returns how many tasks it did.
+std::uint32_t Pool::take_share(int share, int worker) {
+    std::atomic<std::uint64_t>& unclaimed = shares_[static_cast<std::size_t>(share)].unclaimed;
+    std::uint32_t done = 0;
+    std::uint64_t left = unclaimed.load(std::memory_order_acquire);
     while ((left & UINT32_MAX) != 0) {
-        if (!unclaimed_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire))
+        if (!unclaimed.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel, std::memory_order_acquire))
             continue;
-        const std::uint32_t tasks = tasks_;
         try {
-            call_(context_, tasks - static_cast<std::uint32_t>(left), worker);
+            call_(context_, end_of(share) - static_cast<std::uint32_t>(left), worker);
         } catch (...) {
             const std::lock_guard lock(error_mutex_);
             if (!error_) error_ = std::current_exception();
         }
-        if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == tasks) done_.notify_one();
-        left = unclaimed_.load(std::memory_order_acquire);
+        ++done;
+        left = unclaimed.load(std::memory_order_acquire);
     }
+    return done;
 }
 
 void Pool::work(int worker) {

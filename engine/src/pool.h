@@ -60,6 +60,8 @@ private:
 
     void run(std::size_t tasks, const void* context, Call call);
     void take_tasks(int worker);
+    std::uint32_t take_share(int share, int worker);
+    std::uint32_t end_of(int share) const;
     void work(int worker);
 
     std::vector<std::thread> workers_;
@@ -72,10 +74,16 @@ private:
     const void* context_ = nullptr;
     Call call_ = nullptr;
     std::uint32_t tasks_ = 0;
-    // The loop's number (high half) and its tasks that nobody has claimed (low half). Who counts it down owns a task;
-    // the number keeps a thread that slept through a loop from claiming with what it knew of the last.
-    alignas(64) std::atomic<std::uint64_t> unclaimed_{0};
-    alignas(64) std::atomic<std::uint32_t> done_{0};
+    // Every thread has a share of the tasks, the same ones in every loop of that many, so that it finds in its own cache
+    // what it left there; who is done with his own helps the others. A share is the loop's number (high half) and how
+    // many of its tasks nobody has claimed (low half). Who counts it down owns a task; the number keeps a thread that
+    // slept through a loop from claiming with what it knew of the last.
+    struct alignas(64) Share {
+        std::atomic<std::uint64_t> unclaimed{0};
+    };
+    std::unique_ptr<Share[]> shares_;                 // [threads]
+    std::uint32_t loop_ = 0;                          // the number of the loop now running
+    alignas(64) std::atomic<std::uint32_t> done_{0};  // tasks, counted when a thread finds no more to claim
     alignas(64) std::atomic<std::uint32_t> generation_{0};  // counts loops; what idle workers wait on
     std::mutex error_mutex_;
     std::exception_ptr error_;

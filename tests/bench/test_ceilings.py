@@ -18,10 +18,15 @@ def test_limits_are_numbers_of_this_machine(ceilings: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("isa", [isa for isa in supported_isas() if isa != "reference"])
 def test_every_kernel_here_has_a_limit(ceilings: dict[str, float], isa: str) -> None:
-    for name in _engine.FORMATS:
+    for name in _engine.formats_of(isa):
         limit = step_limit(ceilings, isa, name)
         assert limit is not None and limit > 1e9
     assert step_limit(ceilings, isa, "survivors") <= step_limit(ceilings, isa, "dense")  # type: ignore[operator]
+
+
+def test_of_what_a_matrix_unit_does_only_survivors_are_products() -> None:
+    assert step_limit({"int8 tdpbsud, tiles": 2e12}, "amx_int8", "masked", 0.1) == 2e11
+    assert step_limit({}, "amx_int8", "masked") is None
 
 
 def test_what_is_not_measured_has_none() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -56,6 +57,19 @@ def test_a_batch_is_answered_without_its_padding(tmp_path: Path) -> None:
     for together in (True, False):
         _, answer = talk(load, {"do": "batch", "sequences": [[1, 2, 3], [4]], "together": together})
         assert answer["logits"] == [[1], [2], [3], [4]]
+
+
+def test_a_sample_may_run_before_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "os.sched_setscheduler", lambda _, policy, priority: asked.append((policy, priority.sched_priority))
+    )
+    load = {"do": "load", "path": str(tmp_path), "threads": 1}
+    batch, time = {"do": "batch", "sequences": [[1]], "together": True}, {"do": "time", "least_seconds": 0.001}
+    assert talk(load, batch, time)[-1]["calls"] and not asked
+    assert talk(load, batch, time | {"realtime": True})[-1]["calls"]
+    assert {*asked} == {(os.SCHED_RR, 1), (os.SCHED_OTHER, 0)}
+    assert asked[0] == (os.SCHED_RR, 1) and asked[-1] == (os.SCHED_OTHER, 0)
 
 
 def test_a_short_call_is_repeated(tmp_path: Path) -> None:

@@ -36,9 +36,10 @@ X86_FLAGS = {
     "avx_vnni": [*AVX2, "-mavxvnni"],
     "avx512_vnni": [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"],
 }
+X86_FLAGS["amx_int8"] = [*X86_FLAGS["avx512_vnni"], "-mavx512vbmi2", "-mpopcnt", "-mamx-tile", "-mamx-int8"]
 # Every program is these and the kernels that it is to compare; compare.cpp runs so many functions of each.
 PARTS = [SOURCES / "kernels_reference.cpp", SOURCES / "packed.cpp", CROSS / "compare.cpp"]
-FUNCTIONS = 16
+FUNCTIONS = 17
 
 needs_avx2 = pytest.mark.skipif("avx2" not in supported_isas(), reason="SIMDe is compiled for AVX2 and FMA here")
 
@@ -127,7 +128,7 @@ def with_simde(isa: str) -> list[str]:
 
 
 @needs_avx2
-@pytest.mark.parametrize("isa", ["neon", "avx_vnni", "avx512_vnni"])
+@pytest.mark.parametrize("isa", ["neon", "avx_vnni", "avx512_vnni", "amx_int8"])
 def test_kernels_are_exact_through_simde(isa: str, native_parts: list[Path], tmp_path: Path) -> None:
     kernels = compile_with([*COMPILER, *with_simde(isa)], SOURCES / f"kernels_{isa}.cpp", tmp_path)
     check(run([str(link(COMPILER, [*native_parts, kernels], tmp_path / "compare"))]), isa)

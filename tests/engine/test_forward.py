@@ -40,6 +40,16 @@ CASES = {
         "heads": 1,
         "ffn": 128,
     },
+    # Heads of whole blocks of rows, and as many as threads: a short text is divided by heads.
+    "bert-qa-whole-heads": {"family": "bert", "task": "question-answering", "hidden": 96, "heads": 3},
+    "bert-sentiment-whole-heads": {"family": "bert", "task": "text-classification", "hidden": 64, "heads": 8},
+    "distilbert-ner-whole-heads-float32-attention": {
+        "family": "distilbert",
+        "task": "token-classification",
+        "hidden": 96,
+        "heads": 6,
+        "attention": "float32",
+    },
     "bert-qa-blocks-1x4": {"family": "bert", "task": "question-answering", "block": (1, 4)},
     "distilbert-qa-product-words": {
         "family": "distilbert",
@@ -127,7 +137,9 @@ def test_every_matrix_gets_the_format_of_its_pattern(tmp_path: Path, case: str, 
     folder = tmp_path / case
     write_random_artifact(folder, **ODD | {"hidden": 64, "ffn": 128} | CASES[case] | {"hidden": 64, "heads": 4})
     formats = load(folder, isa=isa)._native.formats
-    if case != "bert-sentiment":  # half of its weights survive: near the crossover, where the CPU decides
+    if isa == "amx_int8":  # a matrix unit takes every pattern alike
+        assert set(formats) <= {FORMATS.get(case, "survivors"), "masked"}
+    elif case != "bert-sentiment":  # half of its weights survive: near the crossover, where the CPU decides
         assert set(formats) == {FORMATS.get(case, "survivors")}
     assert len(formats) == 6 * ODD["layers"]
 
@@ -137,7 +149,10 @@ def test_alone_and_in_a_batch_with_any_threads_the_bits_are_equal(artifact: Path
     models = [load(artifact, threads, isa) for threads in (1, 2, 3)]
 
     @settings(max_examples=12, deadline=None)
-    @given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 100), min_size=1, max_size=7))
+    @given(
+        st.integers(0, 2**32 - 1),
+        st.lists(st.integers(1, 100), min_size=1, max_size=7) | st.lists(st.integers(1, 50), min_size=1, max_size=2),
+    )
     def check(seed: int, lengths: list[int]) -> None:
         arguments = batch(seed, lengths, models[0])
         together = models[0].forward(*arguments)

@@ -4,6 +4,9 @@
 //
 // Needs no more than a heap and write(), so that it also runs in an emulator without an operating system (bare.cpp).
 #include <unistd.h>
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -21,6 +24,7 @@ namespace sparselane {
 [[gnu::weak]] const Kernels& avx2_kernels();
 [[gnu::weak]] const Kernels& avx_vnni_kernels();
 [[gnu::weak]] const Kernels& avx512_vnni_kernels();
+[[gnu::weak]] const Kernels& amx_int8_kernels();
 [[gnu::weak]] const Kernels& neon_kernels();
 
 namespace {
@@ -180,9 +184,11 @@ private:
 
     void products(Format format) {
         begin(kFormatNames[static_cast<std::size_t>(format)]);
-        for (int tiles = 1; tiles <= ours_.tiles; ++tiles)
+        if (ours_.products[static_cast<std::size_t>(format)] == nullptr) return end();
+        const int most = wants_quads(format) ? ours_.quad_tiles : ours_.tiles;
+        for (int tiles = 1; tiles <= most; ++tiles)
             for (const int rows : {1, 2, 7, 32, 35})
-                for (const int columns : {1, 3, 4, 6, 61})
+                for (const int columns : {1, 3, 4, 6, 61, 64, 130})
                     for (const float density : {0.0f, 0.05f, 0.4f, 1.0f}) {
                         const Pair<std::uint8_t> x(size(tiles) * tile((columns + kQuad - 1) / kQuad * kQuad), random_);
                         multiply(arrange(random_matrix(rows, columns, density), format), x, tiles);
@@ -194,10 +200,10 @@ private:
                 extreme.column.push_back(static_cast<std::uint16_t>(column));
                 extreme.weight.push_back(static_cast<std::int8_t>(weight));
             }
-        Pair<std::uint8_t> x(size(ours_.tiles) * tile(kMaxColumns), random_);
+        Pair<std::uint8_t> x(size(most) * tile(kMaxColumns), random_);
         for (const int lowest : {255, 200}) {  // all at the top, and not all the same
             x.fill([&](std::size_t) { return static_cast<std::uint8_t>(255 - random_.below(256 - lowest)); });
-            multiply(arrange(extreme, format), x, ours_.tiles);
+            multiply(arrange(extreme, format), x, most);
         }
         end();
     }
@@ -264,10 +270,20 @@ private:
                        q.scales.ours.data(), q.zeros.ours.data());
         return q;
     }
+    void compare_quads(const Pair<float>& x, int features, int groups) {
+        Pair<std::uint8_t> quads(tile((features + kQuad - 1) / kQuad * kQuad), random_);
+        Pair<float> scales(kLanes, random_);
+        Pair<std::int32_t> zeros(kLanes, random_);
+        reference_.quantize_quads(x.expected.data(), features, groups, x.expected.data(), features,
+                                  quads.expected.data(), scales.expected.data(), zeros.expected.data());
+        ours_.quantize_quads(x.ours.data(), features, groups, x.ours.data(), features, quads.ours.data(),
+                             scales.ours.data(), zeros.ours.data());
+        compare(quads), compare(scales), compare(zeros);
+    }
     void compare(const Quantized& q) { compare(q.levels), compare(q.scales), compare(q.zeros); }
 
     void quantize() {
-        begin("quantize");
+        begin("quantize, quads too");
         for (const int features : {1, 2, 3, 17, 64})
             for (int groups = 1; groups <= kGroups; ++groups)
                 for (const float magnitude : {1e-42f, 1e-38f, 1e-3f, 1.0f, 1e4f, 1e30f, 3e38f})
@@ -278,6 +294,7 @@ private:
                             return i % kLanes == 5 ? 0.0f : i % kLanes == 6 ? -0.0f : value;
                         });
                         compare(quantize_both(x, features, groups));
+                        compare_quads(x, features, groups);
                     }
         // Ties: with a scale of 1 the halves between two levels go to the even one.
         Pair<float> x(tile(512), random_);
@@ -491,7 +508,10 @@ private:
 int main() {
     using namespace sparselane;
     bool same = true;
-    for (const auto table : {avx2_kernels, avx_vnni_kernels, avx512_vnni_kernels, neon_kernels})
+#if defined(__x86_64__) && defined(__linux__)
+    if (amx_int8_kernels != nullptr) syscall(SYS_arch_prctl, 0x1023, 18);  // as isa.cpp asks; a stand-in needs it not
+#endif
+    for (const auto table : {avx2_kernels, avx_vnni_kernels, avx512_vnni_kernels, amx_int8_kernels, neon_kernels})
         if (table != nullptr) same = Comparison(table()).all() && same;
     print(same ? "all the same\n" : "not all the same\n");
     return same ? 0 : 1;
