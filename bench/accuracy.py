@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         data = options.data.resolve()
         os.chdir(options.folder)  # recipes name each other's checkpoints from there
         wanted = jobs(options.tasks, options.methods, options.seeds)
-        for job in run_jobs(wanted, data, options.at_once, options.threads):
+        for job in run_jobs(wanted, data, options.at_once, options.threads, record=options.record_steps):
             print(f"not done: {options.folder / job.folder}, see run.log there, if it could begin")
     else:
         rows = list(collect(options.folder)) or read_rows(ROWS)
@@ -61,18 +61,23 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     made.add_argument("--at-once", type=int, default=1, help="rows at a time: on a large GPU several")
     made.add_argument("--threads", type=int, default=1, help="CPU threads of each row")
+    made.add_argument("--record-steps", action="store_true", help="as of sparselane-compress run")
     return made
 
 
 def jobs(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """Return the rows to run, seed by seed; each waits for its teacher, and for its language model."""
+    """Return the rows to run, seed by seed; each waits for its teacher, and for its language model.
+
+    All rows but the dense one have the same teacher and windows.
+    """
     made = []
     for seed, task, method in itertools.product(seeds, tasks, methods):
         text = recipe(method, task, seed)
         read = parse_recipe(text)
         needs = [name for name in (read.checkpoint, read.teacher and read.teacher.checkpoint) if name]
         paths = tuple(Path(name) for name in needs if not name.startswith("package:"))
-        made.append(Job(Path(run_folder(method, task, seed)), text, paths))
+        siblings = tuple(Path(run_folder(other, task, seed)) for other in METHODS if other not in ("dense", method))
+        made.append(Job(Path(run_folder(method, task, seed)), text, paths, siblings=siblings))
     return made
 
 

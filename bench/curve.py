@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run or report, as the command line says."""
     options = _parser().parse_args(arguments)
     if options.what == "run":
-        for job in run_jobs(jobs(options.names, options.folder), options.data, options.at_once, options.threads):
+        wanted = jobs(options.names, options.folder)
+        for job in run_jobs(wanted, options.data, options.at_once, options.threads, record=options.record_steps):
             print(f"not done: {job.folder}, see {job.folder / 'run.log'}")
         return
     rows = list(collect(options.folder)) or read_rows(ROWS)
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--names", nargs="+", choices=NAMES, default=NAMES)
     made.add_argument("--at-once", type=int, default=1, help="runs at a time: on a large GPU several")
     made.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
+    made.add_argument("--record-steps", action="store_true", help="as of sparselane-compress run")
     return made
 
 

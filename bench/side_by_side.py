@@ -18,6 +18,7 @@ from time import monotonic, sleep
 from typing import Any
 
 POLL_SECONDS = 0.5
+LOGITS = "teacher_logits.safetensors"
 # What a stopped training needs to finish its step and to write its state.
 GRACE_SECONDS = 60.0
 
@@ -27,13 +28,15 @@ class Job:
     """A recipe (TOML) to run into `folder`, once the folders of `needs` are there.
 
     `teacher` is a run folder whose finished teacher this run takes for its own: of the same recipe but for what comes
-    after that stage.
+    after that stage. `siblings` are run folders with the same teacher and windows: where one has kept the teacher's
+    logits, they are taken.
     """
 
     folder: Path
     recipe: str
     needs: tuple[Path, ...] = ()
     teacher: Path | None = None
+    siblings: tuple[Path, ...] = ()
 
     @property
     def result(self) -> Path:
@@ -48,12 +51,18 @@ class Job:
 
 
 def run_jobs(
-    jobs: Sequence[Job], data: Path, at_once: int, threads: int = 1, seconds: float = float("inf")
+    jobs: Sequence[Job],
+    data: Path,
+    at_once: int,
+    threads: int = 1,
+    seconds: float = float("inf"),
+    *,
+    record: bool = False,
 ) -> list[Job]:
     """Run jobs, `at_once` of them at a time, for at most `seconds`; return those that are not done at the end.
 
     A job that fails leaves its reason in run.log of its folder; the others go on. When the time is over the running
-    ones are asked to save their state and stop.
+    ones are asked to save their state and stop. `threads` and `record` are those of `run_line`.
     """
     context: Any = multiprocessing.get_context("fork")  # spawned processes would import the trainer one by one
     waiting = [job for job in jobs if not job.result.is_dir()]
@@ -69,7 +78,7 @@ def run_jobs(
             break  # what they need has failed, or was never asked for
         for job in ready[: at_once - len(running)]:
             waiting.remove(job)
-            running[job] = context.Process(target=_run, args=(job, data, threads))
+            running[job] = context.Process(target=_run, args=(job, data, threads, record))
             running[job].start()
             _say(job, "begins", began)
         sleep(POLL_SECONDS)
@@ -91,7 +100,7 @@ def _stop(processes: Sequence[Any]) -> None:
             process.kill()
 
 
-def _run(job: Job, data: Path, threads: int) -> None:
+def _run(job: Job, data: Path, threads: int, record: bool) -> None:
     """Be the process of a job."""
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / "run.log").open("ab", buffering=0) as log:
@@ -103,12 +112,13 @@ def _run(job: Job, data: Path, threads: int) -> None:
         recipe.write_text(job.recipe, encoding="utf-8")
         if job.teacher:
             take_teacher(job.teacher, job.folder)
+        take_logits(job.siblings, job.folder)
         import torch
 
         from compression.line import run_line
 
         torch.set_num_threads(threads)
-        print(run_line(recipe, data, job.folder, threads), flush=True)
+        print(run_line(recipe, data, job.folder, threads, record=record), flush=True)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -127,3 +137,11 @@ def take_teacher(source: Path, target: Path) -> None:
     with (target / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.writelines(line for line in lines if '"stage": "teacher"' in line)
     scratch.rename(target / "teacher")
+
+
+def take_logits(siblings: Sequence[Path], target: Path) -> None:
+    """Give a run folder the teacher's logits that another has kept, unless it has them: they are the same numbers."""
+    kept = target / LOGITS
+    for sibling in siblings:
+        if not kept.exists() and (sibling / LOGITS).is_file():
+            kept.hardlink_to(sibling / LOGITS)

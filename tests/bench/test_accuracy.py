@@ -58,20 +58,14 @@ def test_the_page_shows_the_committed_rows() -> None:
     assert with_results(text, accuracy.tables(read_rows(accuracy.ROWS)), accuracy.BEGIN, accuracy.END) == text
 
 
-def test_a_row_that_is_finished_is_not_run_again(tmp_path: Path) -> None:
-    finished(tmp_path, "task", 1, 0.8, 0.7, 0.6)
-    accuracy.train("task", "ner", 1, tmp_path, tmp_path, 1)
-    assert not (tmp_path / run_folder("task", "ner", 1) / "row.toml").exists()
-
-
-def test_the_teachers_logits_are_shared_within_a_seed(tmp_path: Path) -> None:
-    kept = tmp_path / run_folder("task", "ner", 1)
-    other = tmp_path / run_folder("obert", "ner", 1)
-    for folder in (kept, other):
-        folder.mkdir(parents=True)
-    (kept / "teacher_logits.safetensors").write_bytes(b"logits")
-    accuracy._share_teacher(other, tmp_path / run_folder("*", "ner", 1))
-    assert (other / "teacher_logits.safetensors").read_bytes() == b"logits"
+def test_rows_wait_for_what_their_recipes_start_from() -> None:
+    made = {job.folder.name: job for job in accuracy.jobs(["ner"], list(METHODS), [1, 2])}
+    assert len(made) == 2 * len(METHODS) and made["dense-ner-1"].needs == ()
+    teacher = Path(run_folder("dense", "ner", 2), "teacher")
+    assert made["task-ner-2"].needs == (teacher,)
+    assert made["ofa-85-ner-2"].needs == (Path("runs/minilm-85-lm/pruned"), teacher)
+    siblings = {path.name for path in made["task-ner-2"].siblings}
+    assert siblings == {f"{method}-ner-2" for method in METHODS} - {"dense-ner-2", "task-ner-2"}
 
 
 def test_a_page_without_markers_is_refused() -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import engine
-from bench.side_by_side import Job, take_teacher
+from bench.side_by_side import LOGITS, Job, take_logits, take_teacher
 from compression.train import read_metrics
 from tests.compression import tiny
 
@@ -89,3 +89,15 @@ def test_a_teacher_is_taken_once_with_what_is_known_of_it(tmp_path: Path) -> Non
     assert list(read_metrics(target)) == lines[:1]
     assert (target / "teacher" / "config.json").read_text() == "{}"
     assert sorted(path.name for path in target.iterdir()) == ["metrics.jsonl", "teacher"]
+
+
+def test_a_teachers_logits_are_taken_from_a_sibling_that_kept_them(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("nothing", "kept", "mine")]
+    for folder in folders[1:]:
+        folder.mkdir()
+    (tmp_path / "kept" / LOGITS).write_bytes(b"logits")
+    for _ in range(2):
+        take_logits(folders[:2], tmp_path / "mine")
+    assert (tmp_path / "mine" / LOGITS).samefile(tmp_path / "kept" / LOGITS)
+    (tmp_path / "kept" / LOGITS).unlink()
+    assert (tmp_path / "mine" / LOGITS).read_bytes() == b"logits"
