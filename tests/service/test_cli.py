@@ -110,7 +110,7 @@ def test_inspect_as_json_adds_up_to_the_files(folder: Path) -> None:
     for matrix, said in zip(found["matrices"], manifest["matrices"].values(), strict=True):
         assert matrix["survivors"] == said["survivors"]
         assert matrix["sparsity"] == pytest.approx(1 - said["survivors"] / (said["rows"] * said["columns"]))
-        assert matrix["format"] in ("survivors", "blocks_1x4", "blocks_4x1", "dense")
+        assert matrix["format"] in ("survivors", "masked", "blocks_1x4", "blocks_4x1", "dense")
     assert sum(matrix["bytes"] for matrix in found["matrices"]) == manifest["size"]["encoder_bytes"]
     assert found["parts"]["embeddings"] == manifest["size"]["embedding_bytes"]
     # All but the header of the tensors' file.
