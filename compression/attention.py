@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from compression.rounding import straight_through
+
 # Queries keep 8 bits; keys and values 7, for the reason that weights do (docs/artifact.md, section 4).
 QUERY_LEVELS = 127
 KEY_LEVELS = 64
@@ -51,41 +53,27 @@ def integer_attention(
     return context, probabilities
 
 
-class _Rounded(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx: Any, x: Tensor, limit: int) -> Tensor:
+def _rounded(x: Tensor, limit: int) -> Tensor:
+    """Levels times their scale, see `symmetric_levels`; the gradient passes straight through."""
+
+    def rounding(x: Tensor) -> Tensor:
         levels, scale = symmetric_levels(x, limit)
         return levels.mul_(scale)
 
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
-def _rounded(x: Tensor, limit: int) -> Tensor:
-    """Levels times their scale, see `symmetric_levels`; the gradient passes straight through."""
-    result: Tensor = _Rounded.apply(x, limit)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _Weights(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx: Any, probabilities: Tensor, value: Tensor) -> Tensor:
-        _, scale = symmetric_levels(value, KEY_LEVELS)
-        weights = probabilities * scale.transpose(2, 3)
-        step = weights.amax(dim=-1, keepdim=True) / WEIGHT_LEVELS
-        # In place: this is the largest tensor of a layer.
-        return weights.div_(step).round_().mul_(step).div_(scale.transpose(2, 3))
-
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    return straight_through(x, rounding)
 
 
 def _as_weights(probabilities: Tensor, value: Tensor) -> Tensor:
     """Probabilities [..., queries, keys] as the weights stand for them, see `integer_attention`; straight through."""
-    result: Tensor = _Weights.apply(probabilities, value)  # type: ignore[no-untyped-call]
-    return result
+    scale = symmetric_levels(value.detach(), KEY_LEVELS)[1].transpose(2, 3)
+
+    def rounding(probabilities: Tensor) -> Tensor:
+        weights = probabilities * scale
+        step = weights.amax(dim=-1, keepdim=True) / WEIGHT_LEVELS
+        # In place: this is the largest tensor of a layer.
+        return weights.div_(step).round_().mul_(step).div_(scale)
+
+    return straight_through(probabilities, rounding)
 
 
 def use_integer_attention(model: PreTrainedModel) -> None:

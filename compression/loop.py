@@ -149,7 +149,7 @@ class Loop:
         totals = processes.add_up({key: sum(count[key] for count in found) for key in counted})
         if self.recorder and len(numbers) == training.batch_size:
             sums = self.recorder(batches[0])
-            if not self.latest or step % LOG_EVERY == 0 or step + 1 == self.steps:
+            if not self.latest or self.is_checked(step) or stop:
                 self.latest = self._checked(dict(zip(self._keys, sums.tolist(), strict=True)), step, rate)
             return {**self.latest, "stop": float(stop), "learning_rate": rate, "sparsity": self.sparsity}
         sums = torch.zeros(len(self._keys), device=self.accelerator.device)
@@ -164,6 +164,10 @@ class Loop:
         processes.add_gradients(self.model.parameters())
         self._optimize()
         return {**figures, "learning_rate": rate, "sparsity": self.sparsity}
+
+    def is_checked(self, step: int) -> bool:
+        """Whether the figures after this step are its own, so that its weights are known to be good to save."""
+        return self.recorder is None or step % LOG_EVERY == 0 or step + 1 == self.steps
 
     @property
     def _keys(self) -> tuple[str, ...]:

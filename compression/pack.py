@@ -140,10 +140,7 @@ def divide_logits(folder: str | Path, temperature: float, provenance: Mapping[st
     tensors = load_file(folder / "model.safetensors")
     for name in ("head.output.weight", "head.output.bias"):
         tensors[name] = tensors[name] / np.float32(temperature)
-    task, threshold = document["task"], document["task"].get("no_answer_threshold")
-    if threshold is not None:  # it is a difference of logits
-        task = {**task, "no_answer_threshold": threshold / temperature}
-    changed = {**document, "task": task, "provenance": {**document["provenance"], **provenance}}
+    changed = {**document, "provenance": {**document["provenance"], **provenance}}
     _write_again(folder, changed, card, tensors)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 import engine
 from compression import processes, prune
@@ -18,7 +17,6 @@ from compression.files import remove
 from compression.golden import answer_golden
 from compression.metrics import headline
 from compression.plots import draw_run
-from compression.recipe import Task
 from compression.run import Prepared, full_quality, judge, sparse_folder
 from compression.temperature import WINDOWS, fit_temperature
 from compression.train import append_metrics, read_metrics
@@ -56,9 +54,13 @@ def _publish(run: Prepared, threads: int | None) -> None:
     encoder = Encoder(run.tokenizer, task, uses_types=bool(getattr(model.config, "type_vocab_size", 0)))
     # The model was trained in int8: what it does in float32 is no measure.
     verified = verify(model, draft, run.windows[:COMPARED_WINDOWS], threads=threads, rounding=math.inf)
-    few = run.windows[:WINDOWS]
-    temperature = fit_temperature(few, predict(few), recipe.task)
-    task = _scaled(model, task, temperature)
+    temperature = 1.0
+    if task.name != "question-answering":  # see fit_temperature
+        few = run.windows[:WINDOWS]
+        temperature = fit_temperature(few, predict(few), task)
+        with torch.no_grad():
+            for parameter in model.get_submodule("classifier").parameters():
+                parameter.div_(temperature)
     origin = Origin(
         recipe.name,
         quality=_quality(run, judged),
@@ -68,15 +70,6 @@ def _publish(run: Prepared, threads: int | None) -> None:
     export_model(model, tokenizer_json, task, outputs, origin, final, embeddings=embeddings)
     draw_run(run.folder, prune.sparsity(encoder_matrices(model)))
     remove(draft)
-
-
-def _scaled(model: PreTrainedModel, task: Task, temperature: float) -> Task:
-    """Divide the model's logits by a temperature, in its head; return the task with its threshold divided as well."""
-    output = model.get_submodule("qa_outputs" if task.name == "question-answering" else "classifier")
-    with torch.no_grad():
-        for parameter in output.parameters():
-            parameter.div_(temperature)
-    return dataclasses.replace(task, no_answer_threshold=task.no_answer_threshold / temperature)
 
 
 def _quality(run: Prepared, judged: Mapping[str, float]) -> dict[str, Any]:

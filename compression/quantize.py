@@ -1,7 +1,5 @@
 """The engine's arithmetic in torch: fake quantization whose gradient is the identity (straight-through)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +8,7 @@ from transformers import PreTrainedModel
 from compression.attention import use_integer_attention
 from compression.checkpoint import embedding_tables, encoder_matrices
 from compression.product import product_decode, product_quantize
+from compression.rounding import straight_through
 
 # Weights stay in [-64, 64] so that two u8 x s8 products never saturate int16 on AVX2 (255 * 64 * 2 < 32 768).
 WEIGHT_LEVELS = 64
@@ -19,41 +18,18 @@ ACTIVATION_LEVELS = 255
 SMALLEST_STEP = 2.0**-100
 
 
-class _FakeQuantizeRows(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx: Any, weight: Tensor, levels: int) -> Tensor:
-        scale = weight.abs().amax(dim=-1, keepdim=True) / levels
-        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        return (weight / scale).round_().clamp_(-levels, levels).mul_(scale)
-
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
-
-
 def fake_quantize_rows(weight: Tensor, levels: int) -> Tensor:
     """Round a [rows, columns] tensor to `levels` steps each side of zero, symmetric, one scale a row; zeros stay zero.
 
     Every value lies inside the range, nothing is clipped, so the straight-through gradient is the identity.
     """
-    result: Tensor = _FakeQuantizeRows.apply(weight, levels)  # type: ignore[no-untyped-call]
-    return result
 
+    def rounding(weight: Tensor) -> Tensor:
+        scale = weight.abs().amax(dim=-1, keepdim=True) / levels
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        return (weight / scale).round_().clamp_(-levels, levels).mul_(scale)
 
-class _FakeQuantizeTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(_ctx: Any, x: Tensor) -> Tensor:
-        low, high = torch.aminmax(x, dim=-1, keepdim=True)
-        low, high = low.clamp_(max=0.0), high.clamp_(min=0.0)
-        scale = (high - low) / ACTIVATION_LEVELS
-        scale = torch.where(scale < SMALLEST_STEP, torch.ones_like(scale), scale)
-        inverse = 1 / scale
-        zero = (-low * inverse).round_()
-        return (x * inverse).round_().add_(zero).clamp_(0, ACTIVATION_LEVELS).sub_(zero).mul_(scale)
-
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
+    return straight_through(weight, rounding)
 
 
 def fake_quantize_tokens(x: Tensor) -> Tensor:
@@ -62,8 +38,17 @@ def fake_quantize_tokens(x: Tensor) -> Tensor:
     The range is the token's own minimum and maximum widened to contain 0, so the straight-through gradient is the
     identity here too. Mixed precision hands in bfloat16, whose 8 bits cannot tell 255 levels apart: rounded in float32.
     """
-    result: Tensor = _FakeQuantizeTokens.apply(x.float())  # type: ignore[no-untyped-call]
-    return result
+    return straight_through(x.float(), _round_tokens)
+
+
+def _round_tokens(x: Tensor) -> Tensor:
+    low, high = torch.aminmax(x, dim=-1, keepdim=True)
+    low, high = low.clamp_(max=0.0), high.clamp_(min=0.0)
+    scale = (high - low) / ACTIVATION_LEVELS
+    scale = torch.where(scale < SMALLEST_STEP, torch.ones_like(scale), scale)
+    inverse = 1 / scale
+    zero = (-low * inverse).round_()
+    return (x * inverse).round_().add_(zero).clamp_(0, ACTIVATION_LEVELS).sub_(zero).mul_(scale)
 
 
 class QuantizedLinear(nn.Linear):

@@ -54,7 +54,8 @@ def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
             loop.minutes = (monotonic() - began) / 60
             asked = figures.pop("stop") > 0
             _report(loop, step, figures, bar, folder)
-            if asked or (monotonic() - saved >= pause and step + 1 < len(plan)):
+            due = monotonic() - saved >= pause and step + 1 < len(plan)
+            if asked or (due and loop.is_checked(step)):
                 seconds = _save(loop, folder, step + 1)
                 saved, pause = monotonic(), max(SAVE_SECONDS, SAVE_COST * seconds)
             if asked:
