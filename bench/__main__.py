@@ -28,6 +28,7 @@ from bench.report import write_report
 REPEATS = 7
 KERNEL_REPEATS = 30
 HTTP_SECONDS = 8.0
+HTTP_ROUNDS = 3
 FOOTPRINT_REPEATS = 5
 SOAK_MINUTES = 20.0
 
@@ -79,7 +80,11 @@ def parser() -> argparse.ArgumentParser:
     size = made.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few minutes, small models: does everything run?")
     size.add_argument("--full", action="store_true", help="model level: the whole grid, many hours")
-    made.add_argument("--repeats", type=int, help=f"rounds of the model level (default {REPEATS}; 3 with --quick)")
+    made.add_argument(
+        "--repeats",
+        type=int,
+        help=f"rounds of the model level (default {REPEATS}; 3 with --quick), of http ({HTTP_ROUNDS}; 1 with --quick)",
+    )
     made.add_argument("--minutes", type=float, default=SOAK_MINUTES, help="soak level: how long (default %(default)g)")
     made.add_argument(
         "--realtime", action="store_true", help="model level: samples run before all else on this machine (as root)"
@@ -181,7 +186,8 @@ def run_kernels(options: argparse.Namespace, folder: Path, _conversions: Convers
 def run_http(options: argparse.Namespace, folder: Path, _conversions: Conversions, _missing: object) -> None:
     """Write http.csv and http_alone.csv."""
     seconds = 1.5 if options.quick else HTTP_SECONDS
-    loaded, alone = http_level.measure(options.threads, seconds, _note, alone_on_cpu=options.apart)
+    rounds = options.repeats or (1 if options.quick else HTTP_ROUNDS)
+    loaded, alone = http_level.measure(options.threads, seconds, rounds, _note, alone_on_cpu=options.apart)
     write_rows(folder / "http.csv", loaded)
     write_rows(folder / "http_alone.csv", alone)
 

@@ -1,7 +1,8 @@
 """`python -m bench.accuracy`: how much quality each way to prune keeps; makes docs/results.md from real runs.
 
-`run` trains every row that is not there yet, one after another, and can be stopped and called again; `report` reads the
-finished runs into bench/record/accuracy/rows.csv and writes the tables. bench/methods.py has the recipes.
+`run` trains every row that is not there yet, one after another, and can be stopped and called again; `report` puts the
+finished runs into bench/record/accuracy/rows.csv, beside rows of other seeds that are there, and writes the tables.
+bench/methods.py has the recipes; who changes the budget of a task deletes its rows.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for job in run_jobs(wanted, data, options.at_once, options.threads, record=options.record_steps):
             print(f"not done: {options.folder / job.folder}, see run.log there, if it could begin")
     else:
-        rows = list(collect(options.folder)) or read_rows(ROWS)
+        rows = merged(read_rows(ROWS), list(collect(options.folder)))
         write_rows(ROWS, rows)
         RESULTS.write_text(
             with_results(RESULTS.read_text(encoding="utf-8"), tables(rows), BEGIN, END), encoding="utf-8"
@@ -100,6 +101,13 @@ def collect(folder: Path) -> Iterable[Row]:
                     "sparsity": round(found["sparsity"]["overall"], 4),
                     "minutes": round(sum(minutes.values()), 1),
                 }
+
+
+def merged(there: Sequence[Row], found: Sequence[Row]) -> list[Row]:
+    """Return all rows in the order of the tables, a finished run's in place of the one that was there."""
+    newest = {(row["task"], row["method"], int(row["seed"])): row for row in (*there, *found)}
+    tasks, methods = list(BUDGETS), list(METHODS)
+    return [newest[key] for key in sorted(newest, key=lambda k: (tasks.index(k[0]), methods.index(k[1]), k[2]))]
 
 
 def tables(rows: Sequence[Row]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -52,11 +53,12 @@ Row = dict[str, Any]
 
 
 def measure(
-    threads: int, seconds: float, progress: Callable[[str], None], *, alone_on_cpu: bool = False
+    threads: int, seconds: float, rounds: int, progress: Callable[[str], None], *, alone_on_cpu: bool = False
 ) -> tuple[list[Row], list[Row]]:
-    """Give the rows of http.csv, one per workload and rate, and of http_alone.csv, one per request.
+    """Give the rows of http.csv, one per workload, rate and round, and of http_alone.csv, one per request.
 
-    alone_on_cpu: the service has the first CPU for itself and one engine thread, the load generator has the others.
+    Rounds are interleaved, all rates in each: what the machine does meanwhile meets all of them. alone_on_cpu: the
+    service has the first CPU for itself and one engine thread, the load generator has the others.
 
     Raises RuntimeError for a wrong answer or none.
     """
@@ -78,7 +80,7 @@ def measure(
             | row
             | {"resident_bytes": resident_bytes(process.pid)}
             for name, requests in workloads.items()
-            for row in uvloop.run(_rates(port, probe_port, name, requests, seconds, progress))
+            for row in uvloop.run(_rates(port, probe_port, name, requests, seconds, rounds, progress))
         ]
     return loaded, alone
 
@@ -137,20 +139,27 @@ def stages(timing: str) -> dict[str, float]:
 
 
 async def _rates(
-    port: int, probe_port: int, name: str, requests: list[Request], seconds: float, progress: Callable[[str], None]
+    port: int,
+    probe_port: int,
+    name: str,
+    requests: list[Request],
+    seconds: float,
+    rounds: int,
+    progress: Callable[[str], None],
 ) -> list[Row]:
     connections = Connections("127.0.0.1", port)
     progress(f"{name}: how much it can do")
     patient = [replace(request, deadline_ms=None) for request in requests]
     capacity = await saturate(connections, patient, CLIENTS, min(SATURATE_SECONDS, seconds))
     rows = []
-    for share in SHARES:
+    for number, share in product(range(1, rounds + 1), SHARES):
         rate = share * capacity
-        progress(f"{name}: {rate:.0f} requests/s")
+        progress(f"{name}, round {number}: {rate:.0f} requests/s")
         probing = asyncio.create_task(probe(probe_port))
-        outcomes = await offer(connections, requests, poisson(rate, seconds, SEED))
+        outcomes = await offer(connections, requests, poisson(rate, seconds, SEED + number))
         probing.cancel()
-        rows.append({"closed_loop_rate": capacity, "share": share} | summary(outcomes, rate) | await probing)
+        row = {"closed_loop_rate": capacity, "share": share, "round": number}
+        rows.append(row | summary(outcomes, rate) | await probing)
     connections.close()
     return rows
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.engines import ENGINES, OURS
 from bench.kernel_products import CROSSOVER_MATRIX
-from bench.summary import CaseSummary, summarize
+from bench.summary import CaseSummary, condense, summarize
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -117,7 +117,7 @@ def _http(rows: Rows) -> Any:
     title = "Open-loop load: latency of accepted requests, and what is answered in time"
     figure, axes = _axes(title, "requests offered/s", "ms (logarithmic)", len(workloads))
     for workload, one in zip(workloads, axes, strict=True):
-        chosen = [row for row in rows if row["workload"] == workload]
+        chosen = condense(row for row in rows if row["workload"] == workload)
         for name in ("p50_s", "p95_s", "p99_s"):
             points = [(float(row["offered_rate"]), 1e3 * float(row[name])) for row in chosen if row[name]]
             one.plot([p[0] for p in points], [p[1] for p in points], marker="o", label=name.removesuffix("_s"))

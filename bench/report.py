@@ -9,7 +9,7 @@ from bench.http_level import DEADLINE_MS
 from bench.plots import draw
 from bench.record import read_rows
 from bench.soak import growth
-from bench.summary import CaseKey, CaseSummary, summarize
+from bench.summary import CaseKey, CaseSummary, condense, summarize
 
 Rows = Sequence[Mapping[str, str]]
 # The limits that the project set itself, shown beside what was measured.
@@ -216,15 +216,17 @@ def _http_alone(rows: Rows) -> str:
 def _http(rows: Rows) -> str:
     if not rows:
         return ""
+    rounds = len({row.get("round", "1") for row in rows})
+    middle = condense(rows)
     lines = [
         [
             *(row["workload"], f"{100 * float(row['share']):.0f} %", f"{float(row['offered_rate']):.0f}"),
-            *(f"{float(row['answered_rate']):.0f}", f"{100 * float(row['refused']) / float(row['requests']):.0f} %"),
+            *(_answered(row, rounds), f"{100 * float(row['refused']) / float(row['requests']):.0f} %"),
             *(f"{1e3 * float(row[q]):.0f}" if row[q] else "" for q in HTTP_QUANTILES),
             *(_probe(row, name) for name in ("readyz", "metrics")),
             *(row["requests"], f"{row['errors']} {row['error_kinds']}".strip()),
         ]
-        for row in rows
+        for row in middle
     ]
     head = ["requests", "of closed loop", "offered/s", "answered in time/s", "refused", "p50 ms", "p95 ms", "p99 ms"]
     head += ["p99 short", "p99 long", "/readyz", "/metrics", "sent", "errors"]
@@ -234,7 +236,24 @@ def _http(rows: Rows) -> str:
         + ("has CPUs of its own, the service one" if rows[0].get("apart") == "True" else "shares the machine")
         + ". Probes, asked every 0.1 s meanwhile: median, 95th percentile, longest, ms."
     )
-    return f"## HTTP, embedded models\n\n{note}\n\n{table(head, lines)}"
+    if rounds > 1:
+        note += f" Medians of {rounds} rounds, all rates in each; of the answered the extremes too, the longest of all."
+    return f"## HTTP, embedded models\n\n{note}\n\n{table(head, lines)}{_overloaded(middle)}"
+
+
+def _answered(row: Mapping[str, str], rounds: int) -> str:
+    middle, least, most = (f"{float(row[f'answered_{what}']):.0f}" for what in ("rate", "least", "most"))
+    return f"{middle} ({least} to {most})" if rounds > 1 else middle
+
+
+def _overloaded(rows: Rows) -> str:
+    """Say what is left of the most that was answered in time where twice as much is offered as can be done."""
+    said = []
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        answered = {float(row["share"]): float(row["answered_rate"]) for row in rows if row["workload"] == workload}
+        if 2.0 in answered:
+            said.append(f"{workload} {100 * answered[2.0] / max(answered.values()):.0f} %")
+    return f"\n\nAnswered in time at 200 %, of the most at any rate: {', '.join(said)}." if said else ""
 
 
 def _probe(row: Mapping[str, str], name: str) -> str:

@@ -1,6 +1,6 @@
 """From samples to numbers: medians, spread, ratios. Takes rows of models.csv, as text or as measured."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -72,6 +72,31 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[CaseKey, CaseSummary]:
         )
         for key, case in cases.items()
     }
+
+
+def condense(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Make one row of all rounds of a workload and rate of http.csv: middle values, but the longest of `max`.
+
+    Requests and errors are added up; `answered_least` and `answered_most` are the extremes of the rounds.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((str(row["workload"]), str(row["share"])), []).append(row)
+    return [_condensed(group) for group in groups.values()]
+
+
+def _condensed(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    made = {name: str(value) for name, value in rows[0].items()}
+    for name in made:
+        if name in ("requests", "refused", "errors"):
+            made[name] = str(sum(int(row[name]) for row in rows))
+        elif name.endswith(("_s", "_rate")):
+            values = [float(row[name]) for row in rows if row[name] != ""]
+            middle = max if name.endswith("_max_s") else median
+            made[name] = str(middle(values)) if values else ""
+    made["error_kinds"] = "; ".join(dict.fromkeys(str(row["error_kinds"]) for row in rows if row["error_kinds"]))
+    answered = [float(row["answered_rate"]) for row in rows]
+    return made | {"answered_least": str(min(answered)), "answered_most": str(max(answered))}
 
 
 def quantile(values: list[float], share: float) -> float:

@@ -53,6 +53,22 @@ def test_mean_spread_and_loss_to_the_dense_model_of_the_same_seed(tmp_path: Path
     assert accuracy.tables(read_rows(tmp_path / "rows.csv")) == accuracy.tables(rows), "so do the committed rows"
 
 
+def test_finished_runs_take_the_place_of_their_rows_and_leave_the_others(tmp_path: Path) -> None:
+    finished(tmp_path, "task", 1, 0.8, 0.72, 0.6)
+    finished(tmp_path, "one-shot", 2, 0.8, 0.1, 0.2)
+    write_rows(tmp_path / "rows.csv", accuracy.collect(tmp_path))
+    there = read_rows(tmp_path / "rows.csv")
+    again = tmp_path / "again"
+    finished(again, "task", 1, 0.8, 0.7, 0.7)
+    finished(again, "dense", 10, 0.9, 0.9, 0.9)
+    rows = accuracy.merged(there, list(accuracy.collect(again)))
+    assert [(row["method"], int(row["seed"]), float(row["int8"])) for row in rows] == [
+        ("dense", 10, 0.9),
+        ("one-shot", 2, 0.2),
+        ("task", 1, 0.7),
+    ]
+
+
 def test_the_page_shows_the_committed_rows() -> None:
     text = accuracy.RESULTS.read_text(encoding="utf-8")
     assert with_results(text, accuracy.tables(read_rows(accuracy.ROWS)), accuracy.BEGIN, accuracy.END) == text

@@ -101,3 +101,25 @@ def test_the_report_shows_ratios_reasons_and_pictures(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.png").stat().st_size > 1000
         assert f"![{name}]({name}.png)" in text
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_rounds_of_load_are_shown_by_their_medians(tmp_path: Path) -> None:
+    """And what is left at twice the load is a share of the best median, not of the luckiest round."""
+    (tmp_path / "machine.txt").write_text("cpu: one\n")
+    quantiles = dict.fromkeys(("p50_s", "p95_s", "p99_s", "short_p99_s", "long_p99_s"), 0.1)
+    quantiles |= {f"{path}_{q}_s": one for path in ("readyz", "metrics") for q, one in QUANTILES.items()}
+    rows = [
+        {"workload": "qa", "share": share, "round": number, "offered_rate": 100 * share, "answered_rate": answered}
+        | quantiles
+        | {"metrics_max_s": 0.01 * number, "requests": 200, "refused": 20, "errors": errors, "error_kinds": kinds}
+        for share, found in ((1.0, (100, 90, 300)), (2.0, (60, 95, 96)))
+        for number, answered in enumerate(found, 1)
+        for errors, kinds in [(1, "status 504: 1") if (number, share) == (3, 2.0) else (0, "")]
+    ]
+    write_rows(tmp_path / "http.csv", rows)
+    write_report(tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    times = "100 | 100 | 100 | 100 | 100 | 2 / 4 / 30 | 2 / 4 / 30"
+    assert f"| qa | 100 % | 100 | 100 (90 to 300) | 10 % | {times} | 600 | 0 |" in text
+    assert f"| qa | 200 % | 200 | 95 (60 to 96) | 10 % | {times} | 600 | 1 status 504: 1 |" in text
+    assert "Medians of 3 rounds" in text and "of the most at any rate: qa 95 %." in text
