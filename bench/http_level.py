@@ -28,7 +28,7 @@ PROBE_SECONDS = 0.1
 ALONE = 200
 SEED = 5
 
-_CONTEXT = "The old mill stands on the river Aller near Celle. It was built in 1735 and ground rye until 1968. "
+_CONTEXT = "The old mill stands on the river Aller near Celle. It was built in 1735 and ground grain for the valley. "
 # Endpoint, a short and a long input, and a word that the right answer holds: checked before anything is timed.
 QUESTIONS: dict[str, tuple[str, list[Any], str]] = {
     "sentiment": (

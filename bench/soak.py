@@ -18,7 +18,7 @@ SAMPLE_SECONDS: Final = 1.0
 # Answers are summed up over slices this long: the plot shows whether latency creeps.
 SLICE_SECONDS: Final = 10.0
 
-_LONG = "The old mill stands on the river Aller near Celle. It was built in 1735 and ground rye until 1968. " * 40
+_LONG = "The old mill stands on the river Aller near Celle. It was built in 1735 and ground grain for the valley. " * 40
 # What real traffic has too: a text of many windows, and requests that are refused.
 LONG: Final = ("/v1/question-answering", [{"question": "When was the mill built?", "context": _LONG}], "1735")
 REFUSED: Final = (Request("/v1/question-answering", b'{"inputs": 7}'), Request("/v1/nothing", b"{"))
