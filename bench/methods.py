@@ -75,6 +75,7 @@ stride = 64
 dataset = "squad-v1.1"
 train = "squad/train.json"
 validation = "squad/dev-v1.1.json"
+leave_out = ["squadshifts_amazon_reviews"]
 """,
         teacher='checkpoint = "runs/qa/teacher"',  # what compression/recipes/qa.toml makes: 3 epochs
         epochs=0.5,

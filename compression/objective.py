@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from compression.checkpoint import CheckpointError
 from compression.encode import IGNORED, Window
 
-# On a GPU a new shape costs milliseconds until all kernels for it are chosen; these are few, and aligned.
-SHAPE_MULTIPLE = 8
+# On a GPU a new shape costs milliseconds until all kernels for it are chosen, and more where steps are recorded; these
+# are few, and aligned.
+SHAPE_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Batch:
 
 
 def collate(windows: Sequence[Window], device: torch.device) -> Batch:
-    """Pad windows on the right to the longest of them, on a GPU to a multiple of 8; padded targets are IGNORED."""
+    """Pad windows on the right to the longest of them, on a GPU to a multiple of SHAPE_MULTIPLE; padded targets are IGNORED."""
     multiple = 1 if device.type == "cpu" else SHAPE_MULTIPLE
     longest = -(-max(len(window.ids) for window in windows) // multiple) * multiple
     multi_label = windows[0].targets.dtype == np.float32
@@ -51,9 +52,15 @@ def collate(windows: Sequence[Window], device: torch.device) -> Batch:
 
 def batch_of(ids: NDArray[np.int64], targets: NDArray[np.int64] | NDArray[np.float32], device: torch.device) -> Batch:
     """Put a batch on a device; `ids` [3, B, T] are ids and types of tokens, then 1 where there is one."""
-    tokens, types, attended = torch.from_numpy(ids).to(device)  # at once: a copy to a GPU costs as much as a kernel
+    tokens, types, attended = _moved(ids, device)  # at once: a copy to a GPU costs as much as a kernel
     given = targets != IGNORED
-    return Batch(tokens, types, attended, torch.from_numpy(targets).to(device), ids[2].sum(axis=1), given)
+    return Batch(tokens, types, attended, _moved(targets, device), ids[2].sum(axis=1), given)
+
+
+def _moved(array: NDArray[np.int64] | NDArray[np.float32], device: torch.device) -> Tensor:
+    """Put an array on a device; to a GPU from pinned memory, else the copy waits there for all steps before this one."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
