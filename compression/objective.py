@@ -35,7 +35,10 @@ class Batch:
 
 
 def collate(windows: Sequence[Window], device: torch.device) -> Batch:
-    """Pad windows on the right to the longest of them, on a GPU to a multiple of SHAPE_MULTIPLE; padded targets are IGNORED."""
+    """Pad windows on the right to the longest of them, on a GPU to a multiple of SHAPE_MULTIPLE.
+
+    Padded targets are IGNORED.
+    """
     multiple = 1 if device.type == "cpu" else SHAPE_MULTIPLE
     longest = -(-max(len(window.ids) for window in windows) // multiple) * multiple
     multi_label = windows[0].targets.dtype == np.float32
@@ -58,7 +61,7 @@ def batch_of(ids: NDArray[np.int64], targets: NDArray[np.int64] | NDArray[np.flo
 
 
 def _moved(array: NDArray[np.int64] | NDArray[np.float32], device: torch.device) -> Tensor:
-    """Put an array on a device; to a GPU from pinned memory, else the copy waits there for all steps before this one."""
+    """Put an array on a device; to a GPU from pinned memory, else the copy waits there for all work before it."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 

@@ -226,8 +226,8 @@ def test_a_request_can_be_cancelled_and_the_server_stops_its_work(visit: Visit, 
     page = visit.open()
     page.locator("#question").fill("Who was it?")
     page.locator("#text").fill("It was the old miller of the mill. " * 2800)
-    # On a busy machine the click may come before the server knows what is asked, which is no model's request yet, or after
-    # the answer. It is an event and not a place on the screen: the buttons move when Cancel appears.
+    # On a busy machine the click may come before the server knows what is asked, which is no model's request yet, or
+    # after the answer. It is an event and not a place on the screen: the buttons move when Cancel appears.
     for _ in range(10):
         page.get_by_role("button", name="Ask").click()
         page.locator("#cancel").dispatch_event("click")
