@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 from compression.read_recipe import load_recipe
@@ -58,8 +59,8 @@ def write_artifacts(folder: Path) -> Path:
 
 
 def judged_as(artifact: Path, name: str) -> None:
-    """Let an artifact say that a shipped recipe made it."""
-    text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
+    """Let an artifact say that a shipped recipe made it; but nothing was held out, so that one set is no test."""
+    text = re.sub(r"^leave_out = .*\n", "", (RECIPES / f"{name}.toml").read_text(encoding="utf-8"), flags=re.MULTILINE)
     metric = {NER: "entity_f1", QA: "f1", CLS: "accuracy"}[TASKS[name]]
     edit(artifact, lambda manifest: manifest["provenance"].update(recipe=text))
     edit(artifact, lambda manifest: manifest["quality"].update(metric=metric, dense=0.5))
