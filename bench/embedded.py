@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (DataError, RecipeError, OSError) as error:
         sys.exit(f"error: {error}")
     for name in options.names:
-        artifact = train(options.recipes / f"{name}.toml", options.data, options.runs / name, options.threads)
+        recipe, run = options.recipes / f"{name}.toml", options.runs / name
+        artifact = train(recipe, options.data, run, options.threads, record=options.record_steps)
         if embed(artifact, options.models / name):
             print(f"{options.models / name}: replaced by {artifact}", file=sys.stderr)
     if not options.no_judge:
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--recipes", type=Path, default=RECIPES)
     made.add_argument("--models", type=Path, default=models.EMBEDDED, help="where the artifacts go")
     made.add_argument("--threads", type=int, default=0, help="as of sparselane-compress run")
+    made.add_argument("--record-steps", action="store_true", help="as of sparselane-compress run")
     made.add_argument("--no-judge", action="store_true", help="leave manifests, README and docs/models.md as they are")
     return made
 
@@ -68,10 +70,11 @@ def check(recipe: Path, data: Path) -> None:
     read_examples(find_source(data, read.data.validation), read.task, read.data.table)
 
 
-def train(recipe: Path, data: Path, run: Path, threads: int) -> Path:
+def train(recipe: Path, data: Path, run: Path, threads: int, *, record: bool = False) -> Path:
     """Run a recipe to its end, in a process of its own; return the artifact. Exits as a run that failed did."""
     command = [sys.executable, "-m", "compression", "run", recipe, "--data", data, "--run-folder", run]
-    done = subprocess.run([*map(str, command), "--threads", str(threads)], check=False)
+    more = ["--threads", str(threads), *(["--record-steps"] if record else [])]
+    done = subprocess.run([*map(str, command), *more], check=False)
     if done.returncode:
         sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
     return run / "artifact"

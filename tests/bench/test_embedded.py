@@ -48,6 +48,11 @@ def test_other_weights_take_the_place_of_those_that_are_there(place: Path) -> No
     assert "epochs = 4" in engine.read_manifest(place / "models" / "tiny").provenance["recipe"]
 
 
+def test_asking_for_recorded_steps_does_no_harm_without_a_gpu(place: Path) -> None:
+    rebuild(place, "tiny", "--record-steps")
+    assert load_models(place / "models", threads=1).failures == {}
+
+
 def test_what_is_missing_is_said_before_the_first_hour(place: Path) -> None:
     text = (place / "recipes" / "tiny.toml").read_text()
     (place / "recipes" / "second.toml").write_text(text.replace(f"{TASK}.data", "nowhere.tsv"))
