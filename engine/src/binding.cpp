@@ -205,8 +205,9 @@ NB_MODULE(_engine, m) {
             "__init__",
             [](Model* self, const nb::dict& sizes, const std::string& activation, const std::string& attention,
                const std::string& head, float epsilon, int threads, const std::optional<std::string>& isa) {
-                new (self)
-                    Model(architecture(sizes, activation, attention, head, epsilon), threads, choose_kernels(isa));
+                const Architecture a = architecture(sizes, activation, attention, head, epsilon);
+                const nb::gil_scoped_release release;  // the pool may be busy with another model
+                new (self) Model(a, threads, choose_kernels(isa), !kernels_are_named(isa));
             },
             "sizes"_a, "activation"_a, "attention"_a, "head"_a, "epsilon"_a, "threads"_a, "isa"_a.none())
         .def("load_embeddings", &load_embeddings, "tensors"_a, "file"_a, "offset"_a)

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "binding.h"
+#include "costs.h"
 #include "isa.h"
 #include "kernels.h"
 #include "packed.h"
@@ -82,6 +83,20 @@ nb::tuple choose_format(const std::string& isa, const In<std::int8_t, 2>& w) {
     for (std::size_t i = 0; i < kFormats; ++i) steps[kFormatNames[i]] = counts[i];
     const Format best = cheapest(survivors, choose_kernels(isa).costs);
     return nb::make_tuple(kFormatNames[static_cast<std::size_t>(best)], steps);
+}
+
+// What a step of each format that these kernels have costs on so many threads, as a model that names no kernels sees it.
+nb::dict costs_here(const std::string& isa, int threads) {
+    const Kernels& kernels = choose_kernels(isa);
+    std::array<float, kFormats> costs;
+    {
+        const nb::gil_scoped_release release;
+        costs = measure_costs(kernels, *Pool::shared(threads));
+    }
+    nb::dict named;
+    for (std::size_t i = 0; i < kFormats; ++i)
+        if (costs[i] != kNever) named[kFormatNames[i]] = costs[i];
+    return named;
 }
 
 template <class T>
@@ -311,6 +326,7 @@ void bind_kernels(nb::module_& m) {
     m.def("product", &run_product, "isa"_a, "w"_a.noconvert(), "x"_a.noconvert(), "format"_a = "survivors");
     m.def("time_product", &time_product, "isa"_a, "w"_a.noconvert(), "format"_a, "tiles"_a, "repeats"_a);
     m.def("choose_format", &choose_format, "isa"_a, "w"_a.noconvert());
+    m.def("measure_costs", &costs_here, "isa"_a, "threads"_a);
     m.def("dequantize", &run_dequantize, "isa"_a, "w"_a.noconvert(), "row_scales"_a.noconvert(), "biases"_a.noconvert(),
           "sums"_a.noconvert(), "scales"_a.noconvert(), "zeros"_a.noconvert(), "residual"_a.noconvert().none());
     m.def("quantize", &run_quantize, "isa"_a, "x"_a.noconvert(), "groups"_a = kGroups);

@@ -62,7 +62,16 @@ std::vector<const Kernels*> supported_kernels() {
     return found;
 }
 
+std::string from_environment() {
+    const char* name = std::getenv("SPARSELANE_ISA");
+    return name == nullptr ? "" : name;
+}
+
 }  // namespace
+
+bool kernels_are_named(const std::optional<std::string>& requested) {
+    return requested.has_value() || !from_environment().empty();
+}
 
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
@@ -72,15 +81,9 @@ std::vector<std::string> supported_isas() {
 
 const Kernels& choose_kernels(const std::optional<std::string>& requested) {
     const auto supported = supported_kernels();
-    const char* environment = std::getenv("SPARSELANE_ISA");
-    std::string wanted = environment == nullptr ? "" : environment;
-    std::string asker = "SPARSELANE_ISA";
-    if (requested) {
-        wanted = *requested;
-        asker = "isa";
-    } else if (wanted.empty()) {
-        return *supported.back();
-    }
+    if (!kernels_are_named(requested)) return *supported.back();
+    const std::string wanted = requested ? *requested : from_environment();
+    const std::string asker = requested ? "isa" : "SPARSELANE_ISA";
     std::string names;
     for (const Kernels* kernels : supported) {
         if (wanted == kernels->name) return *kernels;

@@ -16,4 +16,7 @@ std::vector<std::string> supported_isas();
 // Throws std::invalid_argument if the one asked for cannot run here.
 const Kernels& choose_kernels(const std::optional<std::string>& requested);
 
+// Whether the caller or the environment asks for certain kernels: then they do what their table says.
+bool kernels_are_named(const std::optional<std::string>& requested);
+
 }  // namespace sparselane

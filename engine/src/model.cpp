@@ -8,6 +8,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "costs.h"
+
 namespace sparselane {
 namespace {
 
@@ -97,8 +99,11 @@ void FileTable::read(int row, std::int8_t* to) {
     std::memcpy(to, kept, columns_);
 }
 
-Model::Model(const Architecture& a, int threads, const Kernels& k)
-    : architecture(checked(a)), kernels(k), pool(Pool::shared(threads)) {
+Model::Model(const Architecture& a, int threads, const Kernels& k, bool measure)
+    : architecture(checked(a)),
+      kernels(k),
+      pool(Pool::shared(threads)),
+      costs(measure ? measure_costs(k, *pool) : k.costs) {
     layers.resize(static_cast<std::size_t>(a.layers));
     workspace.workers.resize(static_cast<std::size_t>(pool->threads()));
 }
@@ -113,7 +118,7 @@ void Model::load_matrices(int layer, std::span<const MatrixSource> sources) {
     Pool::Lease lease(*pool);
     lease.run(kMatrices, [&](std::size_t i, int) {
         const Survivors survivors = decode_named(sources[i]);
-        PackedMatrix& packed = target.matrices[i] = arrange(survivors, cheapest(survivors, kernels.costs));
+        PackedMatrix& packed = target.matrices[i] = arrange(survivors, cheapest(survivors, costs));
         packed.scales.assign(sources[i].scales.begin(), sources[i].scales.end());
         packed.biases.assign(sources[i].biases.begin(), sources[i].biases.end());
     });

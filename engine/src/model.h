@@ -1,6 +1,7 @@
 // A loaded model: its sizes, its numbers in the engine's order, and the checks on both. forward.h runs it.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -126,7 +127,8 @@ struct Workspace {
 };
 
 struct Model {
-    Model(const Architecture& architecture, int threads, const Kernels& kernels);
+    // `measure`: the costs of formats are measured here, not those of the kernels' table.
+    Model(const Architecture& architecture, int threads, const Kernels& kernels, bool measure);
 
     // Rows and columns of a matrix of every layer.
     int rows(Matrix matrix) const;
@@ -139,6 +141,7 @@ struct Model {
     Architecture architecture;
     const Kernels& kernels;
     std::shared_ptr<Pool> pool;
+    std::array<float, kFormats> costs;  // by which a matrix gets its format
     FileTable word;
     ProductTable product_word;  // instead of `word` where the artifact has it so
     Table position, type;

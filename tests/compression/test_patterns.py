@@ -136,8 +136,9 @@ def test_the_engine_takes_pruned_blocks_as_such(tmp_path: Path, name: str, forma
     export_model(
         model, load_tokenizer(base).to_str(), task, model_labels(task), Origin("blocks"), tmp_path / "artifact"
     )
-    loaded = engine.load(tmp_path / "artifact", threads=1)
-    assert set(loaded._native.formats) == formats
+    # Kernels that are named have the costs of their table; a matrix unit, measured, might win by a hair here.
+    loaded = engine.load(tmp_path / "artifact", threads=1, isa=engine.supported_isas()[-1])
+    assert set(loaded.formats) == formats
 
 
 def linear(weight: Tensor) -> nn.Linear:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import engine
+from engine import _engine
 from tests.random_artifact import write_random_artifact
 
 
@@ -85,6 +86,32 @@ def test_kernels_that_cannot_run_are_an_error(artifact: Path, monkeypatch: pytes
     monkeypatch.setenv("SPARSELANE_ISA", "neon9")
     with pytest.raises(ValueError, match="SPARSELANE_ISA is 'neon9'"):
         engine.load(artifact)
+
+
+def test_only_what_a_matrix_unit_costs_is_measured() -> None:
+    for isa in engine.supported_isas():
+        first, second = _engine.measure_costs(isa, 1), _engine.measure_costs(isa, 1)
+        fixed = set(first) - {"masked"}
+        assert fixed <= set(_engine.formats_of(isa))
+        assert {name: first[name] for name in fixed} == {name: second[name] for name in fixed}
+        assert ("masked" in first) == (isa == "amx_int8")
+        # A step of 32 rows x 64 columns, zeros too, is neither as fast as 4 products nor slower than all of them alone.
+        if "masked" in first:
+            assert first["survivors"] < first["masked"] < 32 * 64 * first["survivors"]
+
+
+def test_kernels_by_name_choose_formats_by_their_table_and_by_default_by_measurement(tmp_path: Path) -> None:
+    write_random_artifact(tmp_path / "a", layers=2, hidden=256, heads=4, ffn=512, vocabulary=50, sparsity=0.5)
+    ids, lengths = np.arange(40, dtype=np.int32), np.array([40], np.int32)
+    named = [engine.load(tmp_path / "a", threads=1, isa=isa) for isa in engine.supported_isas()]
+    for model in named:
+        assert engine.load(tmp_path / "a", threads=1, isa=model.isa).formats == model.formats
+    default = engine.load(tmp_path / "a", threads=1)
+    assert set(default.formats) <= set(_engine.formats_of(default.isa))
+    if default.isa != "amx_int8":
+        assert default.formats == named[-1].formats
+    bits = {model.forward(ids, lengths).tobytes() for model in [default, *named]}
+    assert len(bits) == 1, "whatever was measured, the answer is the same"
 
 
 def test_the_manifest_chooses_the_attention_and_the_caller_overrules_it(artifact: Path, tmp_path: Path) -> None:
