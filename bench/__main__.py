@@ -21,7 +21,7 @@ from bench.crew import WorkerError, WorkerProcess, start
 from bench.engines import ENGINES
 from bench.environments import pythons
 from bench.kernel_products import NoKernelsError
-from bench.plan import Case, default_plan, full_plan, quick_plan
+from bench.plan import PURPOSES, Case, default_plan, full_plan, quick_plan
 from bench.record import default_folder, machine_text, write_rows
 from bench.report import write_report
 
@@ -95,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=engine.threads_from_quota(), help="most threads (default: quota)")
     made.add_argument("--engines", nargs="+", choices=list(ENGINES), help="model level: only these (default: all)")
     made.add_argument("--models", nargs="+", help="model level: only cases of these models")
+    made.add_argument(
+        "--purposes", nargs="+", choices=PURPOSES, help="model level: only cases that are measured for one of these"
+    )
     made.add_argument("--cache", type=Path, help="keep converted models here (default: a temporary folder, 10 GB)")
     made.add_argument("--record", type=Path, help="folder of the record (default: bench/record/DATE_CPU)")
     return made
@@ -132,12 +135,14 @@ def run_models(options: argparse.Namespace, folder: Path, conversions: Conversio
 
 
 def chosen_cases(options: argparse.Namespace) -> list[Case]:
-    """Return the plan, cut to the engines and models that were asked for."""
+    """Return the plan, cut to the engines, models and purposes that were asked for."""
     plan = quick_plan if options.quick else full_plan if options.full else default_plan
     cases = []
     for case in plan(options.threads):
         engines = tuple(name for name in case.engines if not options.engines or name in options.engines)
-        if engines and (not options.models or case.model in options.models):
+        wanted = not options.models or case.model in options.models
+        wanted = wanted and (not options.purposes or case.purpose in options.purposes)
+        if engines and wanted:
             cases.append(
                 Case(
                     case.model, case.sparsity, case.lengths, case.threads, engines, case.purpose, together=case.together

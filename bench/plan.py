@@ -11,6 +11,8 @@ FEW = (OURS, "torch-fp32", "onnxruntime-fp32", "onnxruntime-int8", "deepsparse-i
 FASTEST = (OURS, "onnxruntime-int8", "ctranslate2-int8", "deepsparse-int8")
 RIVAL = (OURS, "deepsparse-int8")
 
+PURPOSES = ("headline", "mixed", "length", "batch", "sparsity", "model")
+
 HEADLINE_MODEL, HEADLINE_SPARSITY, HEADLINE_LENGTHS = "bert-base", 0.9, (32, 128, 384)
 # Sixteen texts of 8 to 384 tokens, more short ones than long ones, as questions and paragraphs come.
 MIXED_LENGTHS = (8, 11, 14, 19, 25, 33, 44, 58, 77, 101, 133, 175, 201, 263, 316, 384)
@@ -28,7 +30,7 @@ class Case:
     lengths: tuple[int, ...]
     threads: int
     engines: tuple[str, ...]
-    # Why it is measured; the report groups by it.
+    # Why it is measured, one of PURPOSES; the report groups by it.
     purpose: str
     # False: the sequences one by one, each in a call of its own.
     together: bool = True

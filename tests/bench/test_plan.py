@@ -9,7 +9,7 @@ from bench import kernel_products
 from bench.__main__ import chosen_cases, parser
 from bench.batch import Batch
 from bench.engines import ENGINES, REFERENCE
-from bench.plan import MIXED_LENGTHS, Case, default_plan, full_plan, quick_plan
+from bench.plan import MIXED_LENGTHS, PURPOSES, Case, default_plan, full_plan, quick_plan
 from bench.shapes import SHAPES
 
 
@@ -21,6 +21,7 @@ def test_plans_name_what_exists_and_keep_to_the_threads(plan: object, threads: i
     for case in cases:
         assert case.model in SHAPES
         assert set(case.engines) <= set(ENGINES)
+        assert case.purpose in PURPOSES
         assert 1 <= case.threads <= threads
         assert 1 <= min(case.lengths) <= max(case.lengths) <= 512
 
@@ -54,6 +55,8 @@ def test_engines_and_models_can_be_chosen() -> None:
     cases = chosen_cases(options)
     assert cases
     assert {(case.model, case.engines) for case in cases} == {("minilm", ("sparselane",))}
+    options = parser().parse_args(["model", "--purposes", "headline", "mixed", "--threads", "2"])
+    assert {case.purpose for case in chosen_cases(options)} == {"headline", "mixed"}
 
 
 def test_help_names_the_levels(capsys: pytest.CaptureFixture[str]) -> None:
