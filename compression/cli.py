@@ -84,9 +84,7 @@ def _quiet(threads: int) -> int:
     from transformers.utils import logging
 
     import engine
-    from compression.allocator import keep_freed_memory
 
-    keep_freed_memory()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # Processes that a launcher started on this machine share its cores.
