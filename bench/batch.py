@@ -42,10 +42,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch, ready to run: `call` is what is timed, `logits` turns its result into [all tokens, labels]."""
+    """A batch, ready to run: `call` is what is timed, `logits` turns its result into [all tokens, labels].
+
+    `note` is what a reader of the record should know of the model as it was loaded.
+    """
 
     call: Callable[[], Any]
     logits: Callable[[Any], Floats]
+    note: str = ""
 
 
 Prepare = Callable[[Batch], Prepared]

@@ -41,6 +41,7 @@ class Crew:
         self._workers: dict[str, WorkerProcess] = {}
         self._loaded: dict[str, tuple[str, float, int]] = {}
         self.absent: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
 
     def ready(self, engine: str, case: Case) -> WorkerProcess:
         """Return the engine's worker with the case's model loaded. Raises WorkerError or ConversionError."""
@@ -59,6 +60,7 @@ class Crew:
         worker = self.ready(engine, case)
         sequences = random_batch(case.lengths).sequences
         answer = self._ask(engine, worker, do="batch", sequences=sequences, together=case.together)
+        self.notes[engine] = answer["note"]
         return np.array(answer["logits"])
 
     def sample(self, engine: str, least_seconds: float) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def _rounds(cosines: Mapping[str, float], crew: Crew, repeats: int) -> Iterable[
                 failed.add(engine)
                 yield _row(engine, "failed", cosine=cosine, reason=str(error))
                 continue
-            yield _row(engine, "ok", cosine=cosine) | {"round": number, **sample}
+            yield _row(engine, "ok", cosine=cosine) | {"round": number, **sample, "note": crew.notes[engine]}
 
 
 def _row(engine: str, status: str, *, cosine: float | None = None, reason: str = "") -> Row:
@@ -155,6 +157,7 @@ def _row(engine: str, status: str, *, cosine: float | None = None, reason: str =
         "calls": "",
         "cosine": "" if cosine is None else round(cosine, 6),
         "reason": reason,
+        "note": "",
     }
 
 

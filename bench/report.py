@@ -68,6 +68,7 @@ def _models(rows: Rows) -> str:
         ratios,
         "Median time of a call in ms, ± half the distance between the quartiles:",
         times,
+        _chosen(cases),
         _threads(cases),
         _mixed(cases),
         _missing(cases),
@@ -98,6 +99,13 @@ def _time_line(key: CaseKey, case: CaseSummary, peers: Sequence[str]) -> list[st
 
 def _no_time(case: CaseSummary, engine: str) -> str:
     return case.missing[engine].partition(":")[0] if engine in case.missing else ""
+
+
+def _chosen(cases: Mapping[CaseKey, CaseSummary]) -> str:
+    """Say which kernels ran, by the number of matrices in each format; older records do not know."""
+    rows = [[*_case_cells(key), case.note] for key, case in cases.items() if case.note]
+    head = ["model", "zeros", "batch", "threads", "kernels of sparselane, matrices by format"]
+    return "What sparselane chose when it loaded the model:\n\n" + table(head, rows) if rows else ""
 
 
 def _threads(cases: Mapping[CaseKey, CaseSummary]) -> str:

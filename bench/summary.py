@@ -38,6 +38,7 @@ class CaseSummary:
     tokens: int
     timings: Mapping[str, Timing]
     missing: Mapping[str, str]
+    note: str = ""  # on our engine
 
     def ratio(self, peer: str) -> float | None:
         """Return how many times faster we are than a peer: the median of the ratios within each round.
@@ -57,8 +58,10 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[CaseKey, CaseSummary]:
     for row in rows:
         key = tuple(str(row[name]) for name in CASE)
         case = cases.setdefault(
-            key, {"purpose": row["purpose"], "tokens": int(row["tokens"]), "samples": {}, "missing": {}}
+            key, {"purpose": row["purpose"], "tokens": int(row["tokens"]), "samples": {}, "missing": {}, "note": ""}
         )
+        if row["engine"] == OURS:
+            case["note"] = row.get("note") or case["note"]
         if row["status"] == "ok":
             case["samples"].setdefault(row["engine"], {})[int(row["round"])] = float(row["seconds"])
         else:
@@ -69,6 +72,7 @@ def summarize(rows: Iterable[Mapping[str, Any]]) -> dict[CaseKey, CaseSummary]:
             case["tokens"],
             {engine: Timing(samples) for engine, samples in case["samples"].items()},
             case["missing"],
+            case["note"],
         )
         for key, case in cases.items()
     }

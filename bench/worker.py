@@ -5,7 +5,8 @@ Started by `bench.crew` as `python -m bench.worker MODULE VARIANT`, in that engi
     {"do": "hello"}                                  -> {"versions": {...}}
     {"do": "load", "path": ..., "threads": n}        -> {"seconds": ...}
     {"do": "batch", "sequences": [[ids], ...],
-     "together": true}                               -> {"logits": [...], "seconds": ...}   the first call, not quoted
+     "together": true}                               -> {"logits": [...], "seconds": ..., "note": ...}
+                                                        the first call, whose seconds are not quoted
     {"do": "time", "least_seconds": s,
      "realtime": false}                              -> {"seconds": mean of a call, "calls": n}
     anything that fails                              -> {"error": "what went wrong"}
@@ -81,7 +82,7 @@ class Worker:
         self._last_seconds = perf_counter() - began
         logits = np.concatenate([one.logits(result) for one, result in zip(prepared, results, strict=True)])
         self._call = call
-        return {"logits": logits.round(5).tolist(), "seconds": self._last_seconds}
+        return {"logits": logits.round(5).tolist(), "seconds": self._last_seconds, "note": prepared[0].note}
 
     def _time(self, least_seconds: float) -> dict[str, Any]:
         if self._call is None:

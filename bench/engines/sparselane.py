@@ -1,5 +1,6 @@
 """Our engine."""
 
+from collections import Counter
 from pathlib import Path
 
 from bench.batch import Batch, Prepare, Prepared
@@ -17,9 +18,11 @@ def load(path: Path, variant: str, threads: int) -> Prepare:
     import engine
 
     model = engine.load(path, threads=threads, isa=variant or None)
+    # Measured at load, so another time it may be another one.
+    formats = ", ".join(f"{count} {name}" for name, count in sorted(Counter(model.formats).items()))
 
     def prepare(batch: Batch) -> Prepared:
         ids, lengths = batch.ragged()
-        return Prepared(lambda: model.forward(ids, lengths), lambda logits: logits)
+        return Prepared(lambda: model.forward(ids, lengths), lambda logits: logits, f"{model.isa}: {formats}")
 
     return prepare

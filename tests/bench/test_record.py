@@ -66,6 +66,7 @@ def test_only_absolute_paths_are_shortened(text: str, wanted: str) -> None:
 def test_the_report_shows_ratios_reasons_and_pictures(tmp_path: Path) -> None:
     (tmp_path / "machine.txt").write_text("command: python -m bench\ncpu: Some CPU\nflags: a b\n")
     rows = [sample("sparselane", n, 0.010) for n in range(3)] + [sample("torch-fp32", n, 0.080) for n in range(3)]
+    rows[0]["note"] = "some_kernels: 72 survivors"
     rows += [sample("sparselane", 0, 0.006, threads=2), sample("torch-fp32", 0, 0.050, threads=2)]
     rows += [sample("sparselane", 0, 0.02, shape="1x8, one by one"), sample("sparselane", 0, 0.012, sparsity=0.7)]
     rows.append(sample("deepsparse-int8", 0, 0, status="absent", reason="not installed"))
@@ -90,6 +91,7 @@ def test_the_report_shows_ratios_reasons_and_pictures(tmp_path: Path) -> None:
     write_report(tmp_path)
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| tiny | 90 % | 1x8 | 1 | 10.00 | 8.00x |" in text
+    assert "| tiny | 90 % | 1x8 | 1 | some_kernels: 72 survivors |" in text
     assert "sparselane 1.67x, torch-fp32 1.60x" in text
     assert "| tiny | 1x8 | 1 | 2.00x |" in text
     assert "* deepsparse-int8, 1 cases: absent: not installed" in text

@@ -21,6 +21,8 @@ from bench.engines import ENGINES
 from bench.model_level import Crew, cosine_of, measure
 from bench.plan import Case
 from bench.worker import Worker, serve
+from engine import supported_isas
+from engine._engine import formats_of
 
 PYTHONS = {"main": Path(sys.executable)}
 
@@ -144,6 +146,11 @@ def test_our_engine_beside_torch(crew: Crew, monkeypatch: pytest.MonkeyPatch) ->
     # In turn, round by round, for each case.
     assert times == 2 * [("sparselane", 0), ("torch-fp32", 0), ("sparselane", 1), ("torch-fp32", 1)]
     assert all(float(row["seconds"]) > 0 for row in rows if row["status"] == "ok")
+    notes = {row["engine"]: row["note"] for row in rows if row["status"] == "ok"}
+    assert notes["torch-fp32"] == ""
+    kernels, _, formats = notes["sparselane"].partition(": ")
+    assert kernels == supported_isas()[-1]
+    assert all(name.partition(" ")[2] in formats_of(kernels) for name in formats.split(", "))
     absent = [row for row in rows if row["status"] == "absent"]
     assert {row["engine"] for row in absent} == {"onnxruntime-fp32"}
     assert "environment .venv-bench/peers is not installed" in absent[0]["reason"]
