@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # What a new build or a new resolution depends on. Python sources are not here: the install is editable.
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(shell find engine/src -type f 2>/dev/null)
-# Tests that any number of processes may run side by side: no ports, no deadlines.
+# Tests that may run side by side: no deadlines. File by file, because what a file's tests share is made once.
 PARALLEL := tests/compression tests/engine tests/bench
 
 .DEFAULT_GOAL := help
@@ -31,7 +31,7 @@ serve: $(VENV)/.service ## Build the engine and serve the embedded models on POR
 
 test: check $(VENV)/.clients ## Run the checks, then all tests
 	@echo "==> Tests of the trainer, the engine and the bench, several at once"
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(PARALLEL)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(PARALLEL)
 	@echo "==> Tests of the service and of what is deployed, one after another: they need the machine's attention"
 	@$(BIN)/python -m pytest $(PARALLEL:%=--ignore=%)
 
