@@ -1,5 +1,5 @@
 // The Python face of the engine: one class. Checks of shape and type are here; what the numbers mean is checked in
-// packed.cpp and forward.cpp.
+// packed.cpp and batch.cpp.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
