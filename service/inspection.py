@@ -27,7 +27,7 @@ SHORT: Final = {
 class Matrix:
     """One sparse matrix: `sparsity` is its share of zeros, `bytes` what its six tensors take in the file.
 
-    `format` is what the engine chose for it on this machine, see docs/engine.md.
+    `format` is what the engine chose for it on this machine at this moment, see docs/engine.md.
     """
 
     layer: int

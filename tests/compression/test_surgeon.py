@@ -136,6 +136,7 @@ def test_a_run_with_fewer_layers_and_blocks_ends_in_an_artifact(tmp_path: Path) 
     options = ["--data", str(tmp_path), "--run-folder", str(tmp_path / "run"), "--threads", "1"]
     result = CliRunner().invoke(app, ["run", str(tmp_path / "tiny.toml"), *options])
     assert result.exit_code == 0, result.output
+    # Named kernels, for the reason in test_patterns.py.
     loaded = engine.load(tmp_path / "run" / "artifact", threads=1, isa=engine.supported_isas()[-1])
     assert loaded.manifest.architecture.layers == 2
     assert loaded.manifest.raw["sparsity"]["overall"] >= 0.8
