@@ -10,6 +10,8 @@
 #include <string>
 #include <utility>
 
+#include "layout.h"
+
 namespace sparselane {
 
 namespace nb = nanobind;
@@ -39,8 +41,6 @@ inline void check_size(const std::string& name, std::size_t size, std::size_t ex
         throw nb::value_error(
             (name + " holds " + std::to_string(size) + " numbers, must hold " + std::to_string(expected)).c_str());
 }
-
-inline std::size_t size(int value) { return static_cast<std::size_t>(value); }
 
 // The single kernels, for their tests: binding_kernels.cpp.
 void bind_kernels(nb::module_& m);

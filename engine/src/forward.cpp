@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <initializer_list>
 #include <numeric>
 #include <span>
+
+#include "embed.h"
+#include "inputs.h"
+#include "task_head.h"
 
 namespace sparselane {
 namespace {
@@ -18,43 +21,13 @@ static_assert(kChunkTiles % kMostTiles == 0 && kMostTiles % 2 == 0);
 // Tokens of a large batch that go through the encoder together: 5 x 1.5 MB of float activations in BERT-Base.
 constexpr std::size_t kPartTokens = 512;
 
-std::size_t size(int value) { return static_cast<std::size_t>(value); }
-
-int ceil_divide(int value, int by) { return (value + by - 1) / by; }
-
 // One sparse matrix product: y = w x (+ residual), then the activation if asked.
 struct Product {
     const PackedMatrix& w;
     float* y;
-    const float* residual = nullptr;
+    bool residual = false;
     bool activate = false;
     float* ranges = nullptr;  // [tile][row block][2][32], if asked
-};
-
-// What the products that come next read; see wants_quads.
-struct Wanted {
-    bool levels = false, quads = false;
-};
-
-// Values on their way into levels, and the rows [32] of each tile in which their lowest and highest are found.
-struct Values {
-    const float* x;
-    int features;
-    const float* ranges;
-    int bounds;
-};
-
-// Who does a step: one thread alone, or all of them together, each step being a loop over the pool.
-struct Team {
-    static constexpr int kAll = -1;
-    int worker = kAll;
-    int buffers() const { return std::max(worker, 0); }  // whose working memory
-};
-
-// Tiles [first, first + count) on their way through the steps of a layer, and who takes them there.
-struct Chunk {
-    Team team;
-    int first, count;
 };
 
 // The state of one call. Attention needs all tokens of a sequence; every other step needs its own tile alone, so each
@@ -68,9 +41,10 @@ public:
           kernels_(model.kernels),
           work_(model.workspace),
           batch_(batch),
-          lease_(*model.pool) {
+          lease_(*model.pool),
+          inputs_(model, lease_) {
         plan();
-        read_words();
+        read_words(model, batch);
     }
 
     void run(float* logits, float* hidden) {
@@ -78,8 +52,9 @@ public:
         // A head on sequences reads their first tokens alone, so the last layer is done for these alone.
         const bool first_alone = a_.head != Head::tokens && hidden == nullptr;
         for_chunks([&](const Chunk& chunk) {
-            embed(chunk);
-            normalize(chunk, model_.embedding_norm, wanted(model_.layers[0], {kQuery, kKey, kValue}));
+            embed(model_, batch_, chunk.first, chunk.count);
+            inputs_.read_normalized(chunk, x_of(chunk), model_.embedding_norm,
+                                    wanted(model_.layers[0], {kQuery, kKey, kValue}));
             if (!by_heads_) project(chunk, model_.layers[0]);
         });
         for (std::size_t i = 0; i < layers; ++i) {
@@ -95,10 +70,8 @@ public:
             });
         }
         if (hidden != nullptr) copy_hidden(hidden);
-        if (a_.head == Head::tokens)
-            label_tokens(logits);
-        else
-            label_sequences(logits);
+        inputs_.settle(tiles_);
+        apply_head(model_, lease_, tiles_, logits);
     }
 
 private:
@@ -127,26 +100,15 @@ private:
             work_.heads.reserve(heads_bytes() * size(tiles_));
         else
             for (auto* buffer : {&work_.query, &work_.key, &work_.value}) buffer->reserve(narrow);
-        work_.scales.reserve(size(tiles_) * kLanes);
-        work_.zeros.reserve(size(tiles_) * kLanes);
         work_.logits.reserve(tile_floats(a_.labels) * size(tiles_));
         work_.pooled.reserve(tile_floats(a_.hidden) *
                              size(ceil_divide(static_cast<int>(batch_.lengths.size()), kLanes)));
-        const std::size_t chunk = size(std::min(kChunkTiles, tiles_));
+        const int chunk = std::min(kChunkTiles, tiles_);
+        inputs_.reserve(chunk, tiles_);
         for (auto& worker : work_.workers) {
             worker.scores.reserve(attention_scratch(head_size(), longest));
-            worker.wide.reserve(tile_floats(std::max(a_.ffn, integers() ? 3 * a_.hidden : 0)) * chunk);
-            worker.ranges.reserve(2 * kLanes * size(ceil_divide(a_.ffn, kRowBlock)) * chunk);
-            if (model_.any_levels) worker.levels.reserve(tile_floats(std::max(a_.hidden, a_.ffn)) * chunk);
-            if (model_.any_quads) worker.quads.reserve(quad_bytes(std::max(a_.hidden, a_.ffn)) * chunk);
+            worker.wide.reserve(tile_floats(std::max(a_.ffn, integers() ? 3 * a_.hidden : 0)) * size(chunk));
         }
-    }
-
-    void read_words() {
-        if (!model_.product_word.codes.empty()) return;
-        work_.words.reserve(batch_.tokens.size() * size(a_.hidden));
-        for (std::size_t i = 0; i < batch_.tokens.size(); ++i)
-            model_.word.read(batch_.tokens[i], work_.words.data() + i * size(a_.hidden));
     }
 
     // Calls body(chunk) until every tile has been in one. Tiles are dealt out evenly in the spans that a product takes
@@ -154,15 +116,15 @@ private:
     template <class Body>
     void for_chunks(const Body& body) {
         const int threads = model_.pool->threads(), share = share_of_tiles();
-        const auto chunks = [&](Team team, int first, int end) {
-            for (; first < end; first += kChunkTiles) body(Chunk{team, first, std::min(kChunkTiles, end - first)});
+        const auto chunks = [&](int worker, int first, int end) {
+            for (; first < end; first += kChunkTiles) body(Chunk{worker, first, std::min(kChunkTiles, end - first)});
         };
         if (share > 0)
             lease_.run(size(threads), [&](std::size_t task, int worker) {
                 const int first = static_cast<int>(task) * share;
-                chunks(Team{worker}, first, std::min(tiles_, first + share));
+                chunks(worker, first, std::min(tiles_, first + share));
             });
-        chunks(Team{}, threads * share, tiles_);
+        chunks(Chunk::kAll, threads * share, tiles_);
     }
 
     // Tiles that each thread takes for itself.
@@ -173,43 +135,14 @@ private:
     // Heads whose rows are whole blocks of rows.
     int heads_together() const { return kRowBlock / std::gcd(kRowBlock, head_size()); }
 
-    // Calls body(task, worker): on the team's thread, or as a loop of all threads.
-    template <class Body>
-    void for_tasks(Team team, std::size_t tasks, const Body& body) {
-        if (team.worker == Team::kAll) return lease_.run(tasks, body);
-        for (std::size_t task = 0; task < tasks; ++task) body(task, team.worker);
-    }
-
-    // Calls body(tile, lane, groups), tiles counted from the chunk's first, until all lanes are done; a tile is shared
-    // where there are fewer tiles than threads.
-    template <class Body>
-    void for_lanes(const Chunk& chunk, const Body& body) {
-        const bool together = chunk.team.worker == Team::kAll;
-        int groups = kGroups;
-        while (together && groups > 1 && chunk.count * kGroups / groups < model_.pool->threads()) groups /= 2;
-        const int parts = kGroups / groups;
-        for_tasks(chunk.team, size(chunk.count * parts), [&](std::size_t task, int) {
-            const int part = static_cast<int>(task);
-            body(part / parts, part % parts * groups * kGroup, groups);
-        });
-    }
-
     // ---- Steps ------------------------------------------------------------------------------------------------------
-
-    void embed(const Chunk& chunk) {
-        const int first = chunk.first * kLanes, end = first + chunk.count * kLanes;
-        std::fill_n(x_of(chunk), tile_floats(a_.hidden) * size(chunk.count), 0.0f);  // the padding lanes
-        for (const Sequence& s : work_.sequences)
-            for (int t = std::max(0, first - s.first_lane); t < s.length && s.first_lane + t < end; ++t)
-                embed_token(s.first_token + t, t, work_.x.data() + lane_offset(s.first_lane + t, a_.hidden));
-    }
 
     void project(const Chunk& chunk, const Layer& layer) {
         const auto [query, key, value] = projected(chunk);
         multiply(chunk,
                  {{layer.matrices[kQuery], query}, {layer.matrices[kKey], key}, {layer.matrices[kValue], value}});
         if (!integers()) return;
-        for_tasks(chunk.team, size(chunk.count) * size(a_.heads), [&](std::size_t task, int) {
+        run_tasks(lease_, chunk, size(chunk.count) * size(a_.heads), [&](std::size_t task, int) {
             quantize_head(chunk, task / size(a_.heads), task % size(a_.heads));
         });
     }
@@ -223,15 +156,16 @@ private:
     // All of a head, from its rows of the three matrices to what it attended to, without a meeting: where all threads
     // work on all tiles together.
     void project_and_attend(const Layer& layer) {
-        const Chunk chunk{Team{}, 0, tiles_};
+        const Chunk chunk{.first = 0, .count = tiles_};
         const auto [query, key, value] = projected(chunk);
         const Product products[] = {
             {layer.matrices[kQuery], query}, {layer.matrices[kKey], key}, {layer.matrices[kValue], value}};
         const int together = heads_together(), rows = together * head_size();
         lease_.run(size(a_.heads / together), [&](std::size_t task, int worker) {
+            const Inputs::View view = inputs_.view(chunk, worker);
             for (const Product& product : products)
                 for (int row = static_cast<int>(task) * rows; row < static_cast<int>(task + 1) * rows; row += kRowBlock)
-                    multiply_block(chunk, product, row);
+                    multiply_block(chunk, product, row, view);
             for (std::size_t head = task * size(together); head < (task + 1) * size(together); ++head) {
                 for (int tile = 0; integers() && tile < chunk.count; ++tile) quantize_head(chunk, size(tile), head);
                 for (const auto& block : work_.query_blocks) attend_block(block, head, worker);
@@ -248,6 +182,7 @@ private:
     // First tokens move to the first lanes, and the others are left behind: lane i comes from a lane never below 8 i, so
     // nothing is overwritten before it has moved.
     void move_first_tokens() {
+        inputs_.settle(tiles_);
         for (int i = 0; i < static_cast<int>(work_.sequences.size()); ++i) {
             int& lane = work_.sequences[size(i)].first_lane;
             for (float* tiles : {work_.x.data(), work_.context.data()}) {
@@ -261,50 +196,20 @@ private:
     }
 
     void finish(const Chunk& chunk, const Layer& layer, Wanted next) {
-        float *x = x_of(chunk), *wide = hands(chunk).wide.data(), *ranges = hands(chunk).ranges.data();
+        float *x = x_of(chunk), *wide = inputs_.hands(chunk).wide.data(), *ranges = inputs_.hands(chunk).ranges.data();
+        float* between = chunk.together() ? work_.sums.data() : x;  // all threads copy x until the layer's end
         const float* context = work_.context.data() + tile_floats(a_.hidden) * size(chunk.first);
-        for_lanes(chunk, [&](int tile, int lane, int groups) {
-            quantize(chunk, {context, a_.hidden, context, a_.hidden}, wanted(layer, {kAttentionOutput}), tile, lane,
-                     groups);
-        });
-        multiply(chunk, {{layer.matrices[kAttentionOutput], x, x}});
-        normalize(chunk, layer.attention_norm, wanted(layer, {kFfnIn}));
-        multiply(chunk, {{layer.matrices[kFfnIn], wide, nullptr, true, ranges}});
-        quantize_wide(chunk, {wide, a_.ffn, ranges, 2 * ceil_divide(a_.ffn, kRowBlock)}, wanted(layer, {kFfnOut}));
-        multiply(chunk, {{layer.matrices[kFfnOut], x, x}});
-        normalize(chunk, layer.output_norm, next);
-    }
-
-    void label_tokens(float* logits) {
-        apply_dense(model_.head_output, a_.labels, work_.x.data(), tiles_, kGroups, work_.logits.data());
-        for (const Sequence& s : work_.sequences)
-            for (int t = 0; t < s.length; ++t, logits += a_.labels)
-                copy_lane(work_.logits.data(), s.first_lane + t, a_.labels, logits);
-    }
-
-    // Every sequence's first token moves to a lane of its own, so the head works on sequences as it does on tokens.
-    void label_sequences(float* logits) {
-        const int count = static_cast<int>(work_.sequences.size()), tiles = ceil_divide(count, kLanes);
-        const int groups = ceil_divide(std::min(count, kLanes), kGroup);
-        float* first = work_.context.data();  // free by now, and never smaller than this
-        float* pooled = work_.pooled.data();
-        for (int i = 0; i < count; ++i) {
-            const float* from = work_.x.data() + lane_offset(work_.sequences[size(i)].first_lane, a_.hidden);
-            float* to = first + lane_offset(i, a_.hidden);
-            for (int f = 0; f < a_.hidden; ++f) to[f * kLanes] = from[f * kLanes];
-        }
-        apply_dense(model_.head_dense, a_.hidden, first, tiles, groups, pooled);
-        const bool tanh = a_.head == Head::sequence_tanh;
-        for (int i = 0; i < count; ++i) {  // lanes beyond are never read
-            float* lane = pooled + lane_offset(i, a_.hidden);
-            for (float* p = lane; p != lane + tile_floats(a_.hidden); p += kLanes)
-                *p = tanh ? std::tanh(*p) : std::max(0.0f, *p);
-        }
-        apply_dense(model_.head_output, a_.labels, pooled, tiles, groups, work_.logits.data());
-        for (int i = 0; i < count; ++i, logits += a_.labels) copy_lane(work_.logits.data(), i, a_.labels, logits);
+        inputs_.read_context(chunk, context, wanted(layer, {kAttentionOutput}));
+        multiply(chunk, {{layer.matrices[kAttentionOutput], between, true}});
+        inputs_.read_normalized(chunk, between, layer.attention_norm, wanted(layer, {kFfnIn}));
+        multiply(chunk, {{layer.matrices[kFfnIn], wide, false, true, ranges}});
+        inputs_.read_wide(chunk, wide, ranges, wanted(layer, {kFfnOut}));
+        multiply(chunk, {{layer.matrices[kFfnOut], x, true}});
+        inputs_.read_normalized(chunk, x, layer.output_norm, next);
     }
 
     float* copy_hidden(float* hidden) {
+        inputs_.settle(tiles_);
         for (const Sequence& s : work_.sequences)
             for (int t = 0; t < s.length; ++t, hidden += a_.hidden)
                 copy_lane(work_.x.data(), s.first_lane + t, a_.hidden, hidden);
@@ -313,46 +218,11 @@ private:
 
     // ---- Parts of steps ---------------------------------------------------------------------------------------------
 
-    static std::size_t tile_floats(int features) { return size(features) * kLanes; }
-    static std::size_t quad_bytes(int features) { return size(ceil_divide(features, kQuad)) * kQuad * kLanes; }
-
-    static void copy_lane(const float* tiles, int lane, int features, float* to) {
-        const float* from = tiles + lane_offset(lane, features);
-        for (int f = 0; f < features; ++f) to[f] = from[f * kLanes];
-    }
-
-    // Adds word, type and position in this order, the order of the torch models.
-    void embed_token(int token, int position, float* x) const {
-        const auto value = [&](const Table& table, int row, int f) {
-            return table.scales[size(row)] * static_cast<float>(table.rows[size(row) * size(a_.hidden) + size(f)]);
-        };
-        const int word = batch_.tokens[size(token)];
-        const int type = batch_.types.empty() ? 0 : batch_.types[size(token)];
-        const auto add = [&](int f, float sum) {
-            if (a_.types > 0) sum += value(model_.type, type, f);
-            x[f * kLanes] = sum + value(model_.position, position, f);
-        };
-        if (model_.product_word.codes.empty()) {
-            const std::int8_t* row = work_.words.data() + size(token) * size(a_.hidden);
-            for (int f = 0; f < a_.hidden; ++f) add(f, model_.word.scale(word) * static_cast<float>(row[f]));
-        } else
-            for (int f = 0; f < a_.hidden; ++f) add(f, product_value(word, f));
-    }
-
-    float product_value(int row, int f) const {
-        constexpr std::size_t kPart = ProductTable::kPart;
-        const ProductTable& table = model_.product_word;
-        const std::size_t part = size(f) / kPart;
-        const std::size_t code = table.codes[size(row) * (size(a_.hidden) / kPart) + part];
-        const std::size_t at = (part * ProductTable::kCodeWords + code) * kPart + size(f) % kPart;
-        return table.scales[part] * static_cast<float>(table.code_words[at]);
-    }
-
     // Where query, key and value go: to a place of the tiles' own, or where nobody reads them but quantize_head.
     std::array<float*, 3> projected(const Chunk& chunk) {
         const std::size_t narrow = tile_floats(a_.hidden), at = narrow * size(chunk.first);
         if (!integers()) return {work_.query.data() + at, work_.key.data() + at, work_.value.data() + at};
-        float* first = hands(chunk).wide.data();
+        float* first = inputs_.hands(chunk).wide.data();
         return {first, first + narrow * size(chunk.count), first + 2 * narrow * size(chunk.count)};
     }
 
@@ -396,132 +266,47 @@ private:
     std::size_t heads_bytes() const { return HeadTile::bytes(head_size()) * size(a_.heads); }  // of a tile
     std::uint8_t* heads_of(std::size_t head) const { return work_.heads.data() + HeadTile::bytes(head_size()) * head; }
 
-    Worker& hands(const Chunk& chunk) { return work_.workers[size(chunk.team.buffers())]; }
-    const Worker& hands(const Chunk& chunk) const { return work_.workers[size(chunk.team.buffers())]; }
-
     float* x_of(const Chunk& chunk) { return work_.x.data() + tile_floats(a_.hidden) * size(chunk.first); }
 
-    // Where a tile's levels lie, and how far apart its features are: the tiles that go through a product together lie
-    // side by side. Tiles are counted from the chunk's first.
-    std::pair<std::size_t, int> place_levels(const Chunk& chunk, int features, int tile) const {
-        const int first = tile / kernels_.tiles * kernels_.tiles;
-        const int together = std::min(kernels_.tiles, chunk.count - first);
-        return {tile_floats(features) * size(first) + size(tile - first) * kLanes, together * kLanes};
-    }
-
-    static Wanted wanted(const Layer& layer, std::initializer_list<Matrix> readers) {
-        Wanted found;
-        for (const Matrix reader : readers)
-            (wants_quads(layer.matrices[reader].format) ? found.quads : found.levels) = true;
-        return found;
-    }
-
-    // Some lanes of a tile of the chunk into the team's levels; scales and zeros into the tokens' own places.
-    void quantize(const Chunk& chunk, const Values& v, Wanted wanted, int tile, int lane, int groups) {
-        const std::size_t token = size(chunk.first + tile) * kLanes + size(lane);
-        quantize(chunk, v, wanted, 0, v.features, tile, lane, groups, work_.scales.data() + token,
-                 work_.zeros.data() + token);
-    }
-
-    // Features [first, first + count), of which only the last of all may be no whole quad.
-    void quantize(const Chunk& chunk, const Values& v, Wanted wanted, int first, int count, int tile, int lane,
-                  int groups, float* scales, std::int32_t* zeros) {
-        const float* x = v.x + tile_floats(v.features) * size(tile) + tile_floats(first) + lane;
-        const float* ranges = v.ranges + tile_floats(v.bounds) * size(tile) + lane;
-        Worker& worker = hands(chunk);
-        if (wanted.levels) {
-            const auto [offset, stride] = place_levels(chunk, v.features, tile);
-            kernels_.quantize(x, count, groups, ranges, v.bounds,
-                              worker.levels.data() + offset + size(first * stride + lane), stride, scales, zeros);
-        }
-        if (wanted.quads)
-            kernels_.quantize_quads(
-                x, count, groups, ranges, v.bounds,
-                worker.quads.data() + quad_bytes(v.features) * size(tile) + tile_floats(first) + size(lane * kQuad),
-                scales, zeros);
-    }
-
-    // Whole tiles whose features all threads have made in blocks of rows: each takes those that it made.
-    void quantize_wide(const Chunk& chunk, const Values& v, Wanted wanted) {
-        const int parts = chunk.team.worker == Team::kAll ? model_.pool->threads() : 1;
-        const int blocks = ceil_divide(v.features, kRowBlock);
-        for_tasks(chunk.team, size(chunk.count * parts), [&](std::size_t task, int) {
-            const int part = static_cast<int>(task) / chunk.count, tile = static_cast<int>(task) % chunk.count;
-            const int first = blocks * part / parts * kRowBlock;
-            const int end = std::min(v.features, blocks * (part + 1) / parts * kRowBlock);
-            if (first >= end) return;
-            float scales[kLanes];
-            std::int32_t zeros[kLanes];
-            quantize(chunk, v, wanted, first, end - first, tile, 0, kGroups, scales, zeros);
-            if (end != v.features) return;  // all parts get the same
-            const std::size_t token = size(chunk.first + tile) * kLanes;
-            std::copy_n(scales, kLanes, work_.scales.data() + token);
-            std::copy_n(zeros, kLanes, work_.zeros.data() + token);
-        });
-    }
-
-    // Products of matrices of one shape with what quantize() left. All tiles meet a block of rows before the next
+    // Products of matrices of one shape with what the chunk's inputs are. All tiles meet a block of rows before the next
     // block.
     void multiply(const Chunk& chunk, std::initializer_list<Product> products) {
         const int blocks = ceil_divide(products.begin()->w.rows, kRowBlock);
-        for_tasks(chunk.team, products.size() * size(blocks), [&](std::size_t task, int) {
-            const Product& product = products.begin()[task / size(blocks)];
-            multiply_block(chunk, product, static_cast<int>(task % size(blocks)) * kRowBlock);
+        run_tasks(lease_, chunk, products.size() * size(blocks), [&](std::size_t task, int worker) {
+            multiply_block(chunk, products.begin()[task / size(blocks)], static_cast<int>(task % size(blocks)) * kRowBlock,
+                           inputs_.view(chunk, worker));
         });
     }
 
     // Rows [row, row + kRowBlock) for all tiles of the chunk.
-    void multiply_block(const Chunk& chunk, const Product& p, int row) const {
+    void multiply_block(const Chunk& chunk, const Product& p, int row, const Inputs::View& from) const {
         alignas(64) std::int32_t sums[kMostTiles * kRowBlock * kLanes];
-        const Worker& worker = hands(chunk);
         const bool quads = wants_quads(p.w.format);
         const std::size_t stride = quads ? quad_bytes(p.w.columns) : tile_floats(p.w.columns);
-        const std::uint8_t* x = quads ? worker.quads.data() : worker.levels.data();
+        const std::uint8_t* x = quads ? from.levels.quads.data() : from.levels.levels.data();
         const int count = std::min(kRowBlock, p.w.rows - row), most = quads ? kernels_.quad_tiles : kernels_.tiles;
         for (int tile = 0; tile < chunk.count; tile += most) {
             const int tiles = std::min(most, chunk.count - tile);
-            kernels_.products[static_cast<std::size_t>(p.w.format)](p.w, row, count,
-                                                                    {x + stride * size(tile), stride, tiles}, sums);
-            for (int i = 0; i < tiles; ++i)
-                finish_block(p, row, count, sums + i * kRowBlock * kLanes, size(tile + i),
-                             size(chunk.first + tile + i) * kLanes);
+            kernels_.products[static_cast<std::size_t>(p.w.format)](
+                p.w, row, count, {x + stride * size(tile), stride, tiles, tile > 0}, sums);
+            for (int i = 0; i < tiles; ++i) finish_block(p, row, count, sums + i * kRowBlock * kLanes, tile + i, from);
         }
     }
 
     // From the sums of a tile to its floats.
-    void finish_block(const Product& p, int row, int count, const std::int32_t* sums, std::size_t tile,
-                      std::size_t token) const {
-        const std::size_t at = tile_floats(p.w.rows) * tile + tile_floats(row);
-        const std::size_t block = size(ceil_divide(p.w.rows, kRowBlock)) * tile + size(row / kRowBlock);
+    void finish_block(const Product& p, int row, int count, const std::int32_t* sums, int tile,
+                      const Inputs::View& from) const {
+        const std::size_t at = tile_floats(p.w.rows) * size(tile) + tile_floats(row), token = size(tile) * kLanes;
+        const std::size_t block = size(ceil_divide(p.w.rows, kRowBlock) * tile + row / kRowBlock);
+        const float* residual = from.residual == nullptr ? p.y : from.residual;
         const bool gelu = p.activate && a_.activation == Activation::gelu;
         float *y = p.y + at, *range = p.ranges == nullptr ? nullptr : p.ranges + 2 * kLanes * block;
         (gelu ? kernels_.dequantize_gelu : kernels_.dequantize)(
-            p.w, row, count, sums, work_.scales.data() + token, work_.zeros.data() + token,
-            p.residual == nullptr ? nullptr : p.residual + at, y, range);
+            p.w, row, count, sums, from.levels.scales.data() + token, from.levels.zeros.data() + token,
+            p.residual ? residual + at : nullptr, y, range);
         if (!p.activate || gelu) return;
         for (float* value = y; value != y + tile_floats(count); ++value) *value = std::max(0.0f, *value);
         if (range != nullptr) std::fill_n(range, kLanes, 0.0f);  // nothing is lower any more
-    }
-
-    // In place, and into what comes next.
-    void normalize(const Chunk& chunk, const Norm& norm, Wanted next) {
-        float *x = x_of(chunk), *ranges = hands(chunk).ranges.data();
-        for_lanes(chunk, [&](int tile, int lane, int groups) {
-            kernels_.layer_norm(x + tile_floats(a_.hidden) * size(tile) + lane, a_.hidden, groups, norm.weight.data(),
-                                norm.bias.data(), a_.epsilon, ranges + 2 * kLanes * tile + lane);
-            quantize(chunk, {x, a_.hidden, ranges, 2}, next, tile, lane, groups);
-        });
-    }
-
-    void apply_dense(const Dense& dense, int rows, const float* x, int tiles, int groups, float* y) {
-        const int blocks = ceil_divide(rows, kRowBlock);
-        lease_.run(size(blocks) * size(tiles), [&](std::size_t task, int) {
-            const std::size_t tile = task % size(tiles);
-            const int row = static_cast<int>(task / size(tiles)) * kRowBlock;
-            kernels_.dense(dense.weight.data() + size(row) * size(a_.hidden), dense.bias.data() + row,
-                           std::min(kRowBlock, rows - row), a_.hidden, x + tile_floats(a_.hidden) * tile, groups,
-                           y + tile_floats(rows) * tile + tile_floats(row));
-        });
     }
 
     Model& model_;
@@ -530,6 +315,7 @@ private:
     Workspace& work_;
     const Batch& batch_;
     Pool::Lease lease_;
+    Inputs inputs_;
     int tiles_ = 0;
     bool by_heads_ = false;  // see project_and_attend
 };

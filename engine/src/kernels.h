@@ -28,6 +28,7 @@ struct ProductInput {
     const std::uint8_t* x;    // aligned to 64 bytes
     std::size_t tile_stride;  // bytes from a tile's quads to the next's
     int tiles;                // 1 to the kernels' own limit
+    bool warm = false;        // the same rows met other tiles just now, so their weights are in the cache
 };
 
 // One head, one sequence, some of its queries, in float32. The pointers stand at feature 0 of the head in tile 0.

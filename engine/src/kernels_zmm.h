@@ -163,7 +163,7 @@ struct FromColumns {
     }
 };
 
-template <int T>
+template <int T, bool Warm>
 void multiply_survivors_of(const PackedMatrix& w, int first, int count, const ProductInput& input, std::int32_t* sums) {
     for (int row = first; row < first + count; ++row) {
         Sums<T> even, odd;  // two sets, so that a sum need not wait for the one before
@@ -174,9 +174,14 @@ void multiply_survivors_of(const PackedMatrix& w, int first, int count, const Pr
         };
         std::size_t step = w.strip_steps[static_cast<std::size_t>(row)];
         const std::size_t end = w.strip_steps[static_cast<std::size_t>(row) + 1];
-        for (; step + 2 <= end; step += 2) {
-            prefetch_behind(w, step);
-            add(step, even), add(step + 1, odd);
+        const auto two = [&] { add(step, even), add(step + 1, odd), step += 2; };
+        while (step + 4 <= end) {
+            if constexpr (!Warm) prefetch_behind(w, step);
+            two(), two();
+        }
+        if (step + 2 <= end) {
+            if constexpr (!Warm) prefetch_behind(w, step);
+            two();
         }
         if (step < end) add(step, even);
         even.add(odd);
@@ -226,7 +231,10 @@ void multiply_panels(const PackedMatrix& w, int first, int count, const ProductI
 }
 
 void multiply_survivors(const PackedMatrix& w, int first, int count, const ProductInput& x, std::int32_t* sums) {
-    (x.tiles == 2 ? multiply_survivors_of<2> : multiply_survivors_of<1>)(w, first, count, x, sums);
+    if (x.warm)
+        (x.tiles == 2 ? multiply_survivors_of<2, true> : multiply_survivors_of<1, true>)(w, first, count, x, sums);
+    else
+        (x.tiles == 2 ? multiply_survivors_of<2, false> : multiply_survivors_of<1, false>)(w, first, count, x, sums);
 }
 
 void multiply_blocks_1x4(const PackedMatrix& w, int first, int count, const ProductInput& x, std::int32_t* sums) {

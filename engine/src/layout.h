@@ -24,10 +24,22 @@ struct Sequence {
     int length;
 };
 
+inline std::size_t size(int value) { return static_cast<std::size_t>(value); }
+
+inline int ceil_divide(int value, int by) { return (value + by - 1) / by; }
+
+// Elements of a tile of `features` features.
+inline std::size_t tile_floats(int features) { return size(features) * kLanes; }
+
 // Where lane `lane`, feature 0 of a tiled array with `features` features begins, in elements.
 inline std::size_t lane_offset(int lane, int features) {
-    return static_cast<std::size_t>(lane / kLanes) * static_cast<std::size_t>(features) * kLanes +
-           static_cast<std::size_t>(lane % kLanes);
+    return tile_floats(features) * size(lane / kLanes) + size(lane % kLanes);
+}
+
+// The features of a lane, one after another.
+inline void copy_lane(const float* tiles, int lane, int features, float* to) {
+    const float* from = tiles + lane_offset(lane, features);
+    for (int f = 0; f < features; ++f) to[f] = from[f * kLanes];
 }
 
 // Memory aligned to a cache line that only grows; its contents do not survive growing.

@@ -111,6 +111,18 @@ struct Worker {
     Buffer<float> wide;                  // behind the first matrix of the feed-forward pair; or query, key and value
     Buffer<float> ranges;                // lowest and highest values, for the quantizer
     Buffer<std::uint8_t> levels, quads;  // what a product reads
+    Buffer<float> scales;                // of the tokens' levels, and where they are zero
+    Buffer<std::int32_t> zeros;
+    Buffer<float> x;                     // where all threads work on the same tiles: a copy of theirs, then its ranges
+    std::uint64_t x_version = 0, levels_version = 0;
+};
+
+// Tiles that all threads worked on together, and what is still to be done before they are x; each does it for itself.
+struct Awaiting {
+    float* x = nullptr;
+    const Norm* norm = nullptr;  // none: it is done
+    int tiles = 0;
+    std::uint64_t version = 0;
 };
 
 // What one forward needs beside the model; kept from call to call, so that a warm model allocates nothing.
@@ -118,8 +130,9 @@ struct Workspace {
     Buffer<float> x, context, pooled, logits;
     Buffer<float> query, key, value;  // where attention works on floats
     Buffer<std::uint8_t> heads;       // [tile][head], see HeadTile: where it works on integers
-    Buffer<float> scales;
-    Buffer<std::int32_t> zeros;
+    Buffer<float> sums;                // between a layer's two halves, where all threads work on the same tiles
+    std::vector<Awaiting> awaiting;    // [tiles] at the first one of a chunk
+    std::uint64_t version = 0;         // counts what threads copy
     Buffer<std::int8_t> words;  // [tokens][hidden], rows of the word table
     std::vector<Worker> workers;
     std::vector<Sequence> sequences;

@@ -35,8 +35,6 @@ void decode_row(const MatrixSource& s, int row, PositionReader& positions, Value
     to.row_starts.push_back(static_cast<std::uint32_t>(to.weight.size()));
 }
 
-int ceil_divide(int value, int by) { return (value + by - 1) / by; }
-
 // The survivors of one strip, as the kernels see them: columns that any row uses, ascending, each with its weights.
 class Strip {
 public:

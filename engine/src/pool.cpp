@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -53,7 +54,12 @@ Pool::Pool(int threads) : owner_(getpid()) {
                                     std::to_string(kMaxThreads));
     shares_ = std::make_unique<Share[]>(static_cast<std::size_t>(threads));
     workers_.reserve(static_cast<std::size_t>(threads - 1));
-    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+    for (int worker = 1; worker < threads; ++worker) {
+        workers_.emplace_back([this, worker] { work(worker); });
+#ifdef __linux__
+        pthread_setname_np(workers_.back().native_handle(), ("sparselane/" + std::to_string(worker)).c_str());
+#endif
+    }
 }
 
 Pool::~Pool() {
@@ -72,6 +78,7 @@ Pool::Lease::Lease(Pool& pool) : pool_(pool), lock_(pool.mutex_) {
         throw std::runtime_error("the model was loaded before fork(): load it again in this process");
     std::fegetenv(&callers_mode_);
     std::fesetenv(FE_DFL_ENV);
+    pool_.placement_.follow_caller(pool_.workers_);
     pool_.leased_.store(true, std::memory_order_relaxed);
 }
 

@@ -13,6 +13,8 @@
 #include <thread>
 #include <vector>
 
+#include "placement.h"
+
 namespace sparselane {
 
 inline constexpr int kMaxThreads = 256;
@@ -65,7 +67,8 @@ private:
     void work(int worker);
 
     std::vector<std::thread> workers_;
-    std::mutex mutex_;  // held by the lease
+    std::mutex mutex_;     // held by the lease
+    Placement placement_;  // of the workers, beside who holds the lease
     pid_t owner_;       // threads do not survive fork()
     std::atomic<bool> leased_{false};
     std::atomic<bool> stop_{false};

@@ -204,6 +204,35 @@ def test_between_calls_the_threads_sleep(qa: Path) -> None:
     assert model.forward(*arguments).any()
 
 
+PLACES = """
+import os, sys
+from pathlib import Path
+import numpy as np
+import engine
+cpus = os.sched_getaffinity(0)
+threads = min(len(cpus), 4)
+engine.threads_from_quota = lambda: threads
+model = engine.load(sys.argv[1], threads=threads)
+tasks = {int(task.name): (task / "comm").read_text() for task in Path("/proc/self/task").iterdir()}
+workers = [task for task, name in tasks.items() if name.startswith("sparselane/")]
+assert len(workers) == threads - 1, tasks
+for cpu in [None, *cpus]:
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})  # of this thread alone
+    model.forward(np.ones(40, np.int32), np.array([40], np.int32))
+    places = [os.sched_getaffinity(worker) for worker in workers]
+    assert all(place <= cpus - {cpu} for place in places), (cpu, places)
+    assert sum(map(len, places)) == len(set().union(*places)), places
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs, and Linux"
+)
+def test_no_thread_is_bound_to_the_callers_cpu_or_anothers(qa: Path) -> None:
+    subprocess.run([sys.executable, "-c", PLACES, str(qa)], check=True)
+
+
 COUNTER = """
 #include <atomic>
 #include <cstddef>
