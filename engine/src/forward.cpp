@@ -104,7 +104,9 @@ private:
         work_.pooled.reserve(tile_floats(a_.hidden) *
                              size(ceil_divide(static_cast<int>(batch_.lengths.size()), kLanes)));
         const int chunk = std::min(kChunkTiles, tiles_);
-        inputs_.reserve(chunk, tiles_);
+        const int left_over = tiles_ - model_.pool->threads() * share_of_tiles();
+        const int firsts = a_.head == Head::tokens ? 0 : ceil_divide(static_cast<int>(batch_.lengths.size()), kLanes);
+        inputs_.reserve(tiles_, chunk, std::clamp(std::max(left_over, firsts), 0, kChunkTiles));
         for (auto& worker : work_.workers) {
             worker.scores.reserve(attention_scratch(head_size(), longest));
             worker.wide.reserve(tile_floats(std::max(a_.ffn, integers() ? 3 * a_.hidden : 0)) * size(chunk));

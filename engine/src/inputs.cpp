@@ -9,15 +9,15 @@ Wanted wanted(const Layer& layer, std::initializer_list<Matrix> readers) {
     return found;
 }
 
-void Inputs::reserve(int chunk_tiles, int tiles) {
+void Inputs::reserve(int tiles, int chunk_tiles, int together_tiles) {
     const Architecture& a = model_.architecture;
-    const std::size_t chunk = size(chunk_tiles);
+    const std::size_t chunk = size(chunk_tiles), together = size(together_tiles);
     const int features = std::max(a.hidden, a.ffn);
-    work_.sums.reserve(tile_floats(a.hidden) * chunk);
+    work_.sums.reserve(tile_floats(a.hidden) * together);
     work_.awaiting.assign(size(tiles), {});
     settle(tiles);
     for (Worker& worker : work_.workers) {
-        worker.x.reserve((tile_floats(a.hidden) + 2 * kLanes) * chunk);
+        worker.x.reserve((tile_floats(a.hidden) + 2 * kLanes) * together);
         worker.ranges.reserve(2 * kLanes * size(ceil_divide(a.ffn, kRowBlock)) * chunk);
         worker.scales.reserve(kLanes * chunk);
         worker.zeros.reserve(kLanes * chunk);

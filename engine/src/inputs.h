@@ -46,8 +46,8 @@ class Inputs {
 public:
     Inputs(Model& model, Pool::Lease& lease) : model_(model), work_(model.workspace), lease_(lease) {}
 
-    // Makes room for chunks of that many tiles; `tiles` are those of the whole call.
-    void reserve(int chunk_tiles, int tiles);
+    // Makes room for a call of that many tiles, and for chunks of some: of one thread's, and of all threads'.
+    void reserve(int tiles, int chunk_tiles, int together_tiles);
 
     // The working memory of a chunk: its thread's, or the first one's where all work on it.
     Worker& hands(const Chunk& chunk) { return work_.workers[size(std::max(chunk.worker, 0))]; }
