@@ -32,7 +32,7 @@ struct Product {
 
 // The state of one call. Attention needs all tokens of a sequence; every other step needs its own tile alone, so each
 // thread takes its tiles from one attention to the next without waiting for the others (for_chunks). A text of too few
-// tiles for that is done by all threads together, who then divide heads, rows or lanes among them.
+// tiles for that is done by all threads together, who then divide heads or rows among them.
 class Forward {
 public:
     Forward(Model& model, const Batch& batch)

@@ -152,21 +152,32 @@ inline std::int32_t* row_sums(const PackedMatrix& w, int strip, std::int32_t* su
 
 // In all products: Dot::add(sum, bytes, weights) adds to each int32 the four products of its bytes, exactly.
 
-template <class Dot>
-void multiply_survivors(const PackedMatrix& w, int first, int count, const ProductInput& input, std::int32_t* sums) {
+template <class Dot, bool Warm>
+void multiply_survivors_of(const PackedMatrix& w, int first, int count, const ProductInput& input,
+                           std::int32_t* sums) {
     for (int row = first; row < first + count; ++row) {
         std::int32_t* to = row_sums(w, row, sums);
         __m256i s[4] = {};
-        const std::size_t end = w.strip_steps[static_cast<std::size_t>(row) + 1];
-        for (std::size_t step = w.strip_steps[static_cast<std::size_t>(row)]; step < end; ++step) {
-            prefetch_behind(w, step);
+        const auto add = [&](std::size_t step) {
             const Gathered x(input.x, w.offsets.data() + kQuad * step);
             const __m256i weights = broadcast_quad(w.weights.data() + kQuad * step);
             for (int i = 0; i < 4; ++i) s[i] = Dot::add(s[i], x.part(i), weights);
+        };
+        std::size_t step = w.strip_steps[static_cast<std::size_t>(row)];
+        const std::size_t end = w.strip_steps[static_cast<std::size_t>(row) + 1];
+        for (; step + 2 <= end; step += 2) {
+            if constexpr (!Warm) prefetch_behind(w, step);
+            add(step), add(step + 1);
         }
+        if (step < end) add(step);
         store_parts(to, 0, s[0], s[1]);
         store_parts(to, 1, s[2], s[3]);
     }
+}
+
+template <class Dot>
+void multiply_survivors(const PackedMatrix& w, int first, int count, const ProductInput& x, std::int32_t* sums) {
+    (x.warm ? multiply_survivors_of<Dot, true> : multiply_survivors_of<Dot, false>)(w, first, count, x, sums);
 }
 
 template <class Dot>

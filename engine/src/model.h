@@ -106,21 +106,21 @@ struct QueryBlock {
 };
 
 // The working memory of one thread, or of all of them when they work on the same tiles (then the first one's).
-struct Worker {
+struct alignas(64) Worker {  // written by one thread while others write theirs
     Buffer<float> scores;                // of attention
     Buffer<float> wide;                  // behind the first matrix of the feed-forward pair; or query, key and value
     Buffer<float> ranges;                // lowest and highest values, for the quantizer
     Buffer<std::uint8_t> levels, quads;  // what a product reads
-    Buffer<float> scales;                // of the tokens' levels, and where they are zero
-    Buffer<std::int32_t> zeros;
+    Buffer<float> scales;                // of the levels, one a token
+    Buffer<std::int32_t> zeros;          // which level is 0, one a token
     Buffer<float> x;                     // where all threads work on the same tiles: a copy of theirs, then its ranges
-    std::uint64_t x_version = 0, levels_version = 0;
+    std::uint64_t x_version = 0, levels_version = 0;  // which x and levels these are, by Workspace::version
 };
 
-// Tiles that all threads worked on together, and what is still to be done before they are x; each does it for itself.
+// A chunk that all threads work on together, and the norm that each still has to apply before it is x (inputs.h).
 struct Awaiting {
     float* x = nullptr;
-    const Norm* norm = nullptr;  // none: it is done
+    const Norm* norm = nullptr;  // none: x is there
     int tiles = 0;
     std::uint64_t version = 0;
 };
@@ -130,10 +130,10 @@ struct Workspace {
     Buffer<float> x, context, pooled, logits;
     Buffer<float> query, key, value;  // where attention works on floats
     Buffer<std::uint8_t> heads;       // [tile][head], see HeadTile: where it works on integers
-    Buffer<float> sums;                // between a layer's two halves, where all threads work on the same tiles
-    std::vector<Awaiting> awaiting;    // [tiles] at the first one of a chunk
-    std::uint64_t version = 0;         // counts what threads copy
-    Buffer<std::int8_t> words;  // [tokens][hidden], rows of the word table
+    Buffer<float> sums;               // behind attention's last matrix, where all threads work on the same tiles
+    std::vector<Awaiting> awaiting;   // [tiles], at the first tile of such a chunk
+    std::uint64_t version = 0;        // of what threads copy, counted on
+    Buffer<std::int8_t> words;        // [tokens][hidden], rows of the word table
     std::vector<Worker> workers;
     std::vector<Sequence> sequences;
     std::vector<QueryBlock> query_blocks;
