@@ -1,6 +1,14 @@
 #include "inputs.h"
 
 namespace sparselane {
+namespace {
+
+// Reads every cache line, so that they are in this core's cache.
+void fetch(const volatile std::uint8_t* bytes, std::size_t count) {
+    for (std::size_t i = 0; i < count; i += 64) static_cast<void>(bytes[i]);
+}
+
+}  // namespace
 
 Wanted wanted(const Layer& layer, std::initializer_list<Matrix> readers) {
     Wanted found;
@@ -98,10 +106,9 @@ void Inputs::catch_up(const Chunk& chunk, Worker& own) const {
     if (own.levels_version == version_) return;
     own.levels_version = version_;
     if (shared_) {
-        const Worker& from = work_.workers[0];
-        for (const auto& [asked, levels] : {std::pair{wanted_.levels, &from.levels}, {wanted_.quads, &from.quads}})
-            for (std::size_t i = 0; asked && i < tile_floats(model_.architecture.ffn) * size(chunk.count); i += 64)
-                static_cast<void>(*static_cast<const volatile std::uint8_t*>(levels->data() + i));
+        const std::size_t bytes = tile_floats(model_.architecture.ffn) * size(chunk.count);
+        if (wanted_.levels) fetch(work_.workers[0].levels.data(), bytes);
+        if (wanted_.quads) fetch(work_.workers[0].quads.data(), bytes);
     } else if (context_ != nullptr)
         quantize(chunk, {context_, hidden(), context_, hidden()}, wanted_, own);
     else if (at.norm != nullptr)
