@@ -25,7 +25,7 @@ constexpr std::size_t kPartTokens = 512;
 struct Product {
     const PackedMatrix& w;
     float* y;
-    bool residual = false;
+    bool residual = false;  // what is added: y itself, or where all threads work together the worker's copy of x
     bool activate = false;
     float* ranges = nullptr;  // [tile][row block][2][32], if asked
 };
@@ -187,11 +187,7 @@ private:
         inputs_.settle(tiles_);
         for (int i = 0; i < static_cast<int>(work_.sequences.size()); ++i) {
             int& lane = work_.sequences[size(i)].first_lane;
-            for (float* tiles : {work_.x.data(), work_.context.data()}) {
-                const float* from = tiles + lane_offset(lane, a_.hidden);
-                float* to = tiles + lane_offset(i, a_.hidden);
-                for (int f = 0; f < a_.hidden; ++f) to[f * kLanes] = from[f * kLanes];
-            }
+            for (float* tiles : {work_.x.data(), work_.context.data()}) copy_lane(tiles, lane, a_.hidden, tiles, i);
             lane = i;
         }
         tiles_ = ceil_divide(static_cast<int>(work_.sequences.size()), kLanes);
@@ -275,8 +271,9 @@ private:
     void multiply(const Chunk& chunk, std::initializer_list<Product> products) {
         const int blocks = ceil_divide(products.begin()->w.rows, kRowBlock);
         run_tasks(lease_, chunk, products.size() * size(blocks), [&](std::size_t task, int worker) {
-            multiply_block(chunk, products.begin()[task / size(blocks)], static_cast<int>(task % size(blocks)) * kRowBlock,
-                           inputs_.view(chunk, worker));
+            const Product& product = products.begin()[task / size(blocks)];
+            const int row = static_cast<int>(task % size(blocks)) * kRowBlock;
+            multiply_block(chunk, product, row, inputs_.view(chunk, worker));
         });
     }
 

@@ -42,6 +42,13 @@ inline void copy_lane(const float* tiles, int lane, int features, float* to) {
     for (int f = 0; f < features; ++f) to[f] = from[f * kLanes];
 }
 
+// The same, into a lane of other tiles.
+inline void copy_lane(const float* tiles, int lane, int features, float* to_tiles, int to_lane) {
+    const float* from = tiles + lane_offset(lane, features);
+    float* to = to_tiles + lane_offset(to_lane, features);
+    for (int f = 0; f < features; ++f) to[f * kLanes] = from[f * kLanes];
+}
+
 // Memory aligned to a cache line that only grows; its contents do not survive growing.
 template <class T>
 class Buffer {

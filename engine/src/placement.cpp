@@ -1,6 +1,7 @@
 #include "placement.h"
 
 #include <cstddef>
+#include <utility>
 
 #ifdef __linux__
 #include <pthread.h>

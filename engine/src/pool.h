@@ -69,7 +69,7 @@ private:
     std::vector<std::thread> workers_;
     std::mutex mutex_;     // held by the lease
     Placement placement_;  // of the workers, beside who holds the lease
-    pid_t owner_;       // threads do not survive fork()
+    pid_t owner_;          // threads do not survive fork()
     std::atomic<bool> leased_{false};
     std::atomic<bool> stop_{false};
 

@@ -34,11 +34,8 @@ void label_sequences(Model& model, Pool::Lease& lease, float* logits) {
     const int count = static_cast<int>(work.sequences.size()), tiles = ceil_divide(count, kLanes);
     const int groups = ceil_divide(std::min(count, kLanes), kGroup);
     float *first = work.context.data(), *pooled = work.pooled.data();  // context is never smaller than this
-    for (int i = 0; i < count; ++i) {
-        const float* from = work.x.data() + lane_offset(work.sequences[size(i)].first_lane, a.hidden);
-        float* to = first + lane_offset(i, a.hidden);
-        for (int f = 0; f < a.hidden; ++f) to[f * kLanes] = from[f * kLanes];
-    }
+    for (int i = 0; i < count; ++i)
+        copy_lane(work.x.data(), work.sequences[size(i)].first_lane, a.hidden, first, i);
     apply_dense(model, lease, model.head_dense, a.hidden, first, tiles, groups, pooled);
     const bool tanh = a.head == Head::sequence_tanh;
     for (int i = 0; i < count; ++i) {  // lanes beyond are never read
