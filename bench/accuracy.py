@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def jobs(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """Return the rows to run, seed by seed; each waits for its teacher, and for its language model.
 
-    All rows but the dense one have the same teacher and windows.
+    All rows have the teacher of the dense one, and its windows.
     """
     made = []
     for seed, task, method in itertools.product(seeds, tasks, methods):
@@ -77,7 +77,8 @@ def jobs(tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> 
         read = parse_recipe(text)
         needs = [name for name in (read.checkpoint, read.teacher and read.teacher.checkpoint) if name]
         paths = tuple(Path(name) for name in needs if not name.startswith("package:"))
-        siblings = tuple(Path(run_folder(other, task, seed)) for other in METHODS if other not in ("dense", method))
+        others = [] if method == "dense" else [other for other in METHODS if other != method]
+        siblings = tuple(Path(run_folder(other, task, seed)) for other in others)
         made.append(Job(Path(run_folder(method, task, seed)), text, paths, siblings=siblings))
     return made
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from compression.train import append_metrics, read_metrics
+
 POLL_SECONDS = 0.5
 LOGITS = "teacher_logits.safetensors"
 # What a stopped training needs to finish its step and to write its state.
@@ -29,7 +31,7 @@ class Job:
 
     `teacher` is a run folder whose finished teacher this run takes for its own: of the same recipe but for what comes
     after that stage. `siblings` are run folders with the same teacher and windows: where one has kept the teacher's
-    logits, they are taken.
+    logits, or judged it on all of the validation set, that is taken.
     """
 
     folder: Path
@@ -113,6 +115,7 @@ def _run(job: Job, data: Path, threads: int, record: bool) -> None:
         if job.teacher:
             take_teacher(job.teacher, job.folder)
         take_logits(job.siblings, job.folder)
+        take_scores(job.siblings, job.folder)
         import torch
 
         from compression.line import run_line
@@ -145,3 +148,14 @@ def take_logits(siblings: Sequence[Path], target: Path) -> None:
     for sibling in siblings:
         if not kept.exists() and (sibling / LOGITS).is_file():
             kept.hardlink_to(sibling / LOGITS)
+
+
+def take_scores(siblings: Sequence[Path], target: Path) -> None:
+    """Give a run folder what another found when it judged their teacher, unless it has judged it: minutes of a CPU."""
+
+    def scores(folder: Path) -> list[dict[str, Any]]:
+        return [line for line in read_metrics(folder) if line["stage"] == "teacher" and "full" in line]
+
+    for sibling in siblings:
+        if not scores(target) and scores(sibling):
+            append_metrics(target, scores(sibling)[0])

@@ -151,7 +151,7 @@ def _model_lines(run: Prepared) -> list[str]:
 
 
 def _teacher(recipe: Recipe) -> PreTrainedModel:
-    return load_model(recipe.teacher.checkpoint or recipe.checkpoint, recipe.task)
+    return load_model(recipe.teacher.checkpoint or recipe.checkpoint, recipe.task, trains=False)
 
 
 def _student(recipe: Recipe, dropout: float = 0.0) -> PreTrainedModel:

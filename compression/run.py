@@ -267,7 +267,7 @@ def _train_stage(
 
 
 def _teacher(run: Prepared, checkpoint: Path, distillation: Distillation, *, live: bool) -> Teacher:
-    model = load_model(str(checkpoint), run.recipe.task)
+    model = load_model(str(checkpoint), run.recipe.task, trains=False)
     model.to(processes.device())  # type: ignore[arg-type]
     if live:
         return live_teacher(model, hidden=distillation.hidden > 0)
@@ -346,7 +346,7 @@ def full_quality(run: Prepared, checkpoint: Path, *, quantized: bool = False) ->
     for line in read_metrics(run.folder):
         if line["stage"] == checkpoint.name and "full" in line:
             return dict(line["full"])
-    model = load_model(str(checkpoint), run.recipe.task)
+    model = load_model(str(checkpoint), run.recipe.task, trains=False)
     model.to(processes.device())  # type: ignore[arg-type]
     if quantized:
         quantize_model(model, embeddings=run.recipe.quantize.embeddings)

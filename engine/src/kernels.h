@@ -46,7 +46,8 @@ struct AttentionBlock {
 };
 
 // One head of one tile in 8 bits, as attention in integers reads it. Query and key are interleaved by quads of
-// features, [ceil(head_size / 4)][32][4]; value is [head_size][32]; the rest are 32 numbers, one a token.
+// features, [ceil(head_size / 4)][32][4]; value is [head_size][32]; the rest are 32 numbers, one a token. A set of
+// kernels, whose quantize_head writes what its integer_attention reads, may order the bytes of a key as it likes.
 struct HeadTile {
     std::uint8_t* query;  // level + 128
     std::int8_t* key;     // features beyond the last are 0
@@ -84,9 +85,11 @@ struct IntegerAttentionBlock {
     int head_size, first_lane, length, first_query, groups;  // as in AttentionBlock
 };
 
-// Floats of scratch that attention, either kind, needs for one block: queries, then scores for every key.
+// Floats of scratch, aligned to 64 bytes, that attention, either kind, needs for one block: queries, then scores for
+// every key, and for the lanes before and behind them in their tiles.
 inline std::size_t attention_scratch(int head_size, int length) {
-    return static_cast<std::size_t>(head_size + (length + kGroup - 1) / kGroup * kGroup) * kMostQueryGroups * kGroup;
+    const int lanes = (kLanes - kGroup + length + kLanes - 1) / kLanes * kLanes;
+    return static_cast<std::size_t>(head_size + lanes) * kMostQueryGroups * kGroup;
 }
 
 using Dequantize = void (*)(const PackedMatrix& w, int first, int count, const std::int32_t* sums, const float* scales,

@@ -1,7 +1,9 @@
 // The kernels for AMX: a matrix unit multiplies dense tiles of 16 rows x 64 columns by 64 columns x 16 tokens, 16,384
 // products in 16 cycles. Weights lie in memory as masks and survivors (Format::masked) and become dense on the way, 64 at
-// a time, in the first-level cache. Quads of levels are already what the unit calls a tile, and its sums are ours. All
-// other kernels are those of AVX-512.
+// a time, in the first-level cache. Quads of levels are already what the unit calls a tile, and its sums are ours. The
+// products of integer attention go there too; all other kernels are those of AVX-512.
+#include <array>
+
 #include "kernels_zmm.h"
 
 namespace sparselane {
@@ -14,29 +16,35 @@ constexpr int kPanelSteps = 6;
 // Steps by which weights are made dense before they are read, so that a tile is not read from the stores just made.
 constexpr int kAhead = 1;
 
-// Says how large the eight tile registers are: 0 to 3 sums, 4 and 5 weights, 6 and 7 levels of `quads` quads of columns.
+struct TileShape {
+    int rows, bytes;  // of a row
+};
+
+// The eight tile registers, of these sizes.
 class Tiles {
 public:
-    explicit Tiles(int quads) { configure(quads); }
+    using Shapes = std::array<TileShape, 8>;
+    explicit Tiles(const Shapes& shapes) { configure(shapes); }
     ~Tiles() { _tile_release(); }  // so that the system need not save them
     Tiles(const Tiles&) = delete;
     Tiles& operator=(const Tiles&) = delete;
 
-    void configure(int quads) {  // as the processor's manual has it
+    void configure(const Shapes& shapes) {  // as the processor's manual has it
         struct alignas(64) {
             std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
             std::uint16_t row_bytes[16] = {};
             std::uint8_t rows[16] = {};
-        } shape;
-        static_assert(sizeof shape == 64);
-        for (int tile = 0; tile < 8; ++tile) {
-            const bool weights = tile == 4 || tile == 5, levels = tile > 5;
-            shape.row_bytes[tile] = static_cast<std::uint16_t>(weights ? quads * kQuad : kTileBytes);
-            shape.rows[tile] = static_cast<std::uint8_t>(levels ? quads : kTileRows);
+        } memory;
+        static_assert(sizeof memory == 64);
+        for (std::size_t tile = 0; tile < shapes.size(); ++tile) {
+            memory.row_bytes[tile] = static_cast<std::uint16_t>(shapes[tile].bytes);
+            memory.rows[tile] = static_cast<std::uint8_t>(shapes[tile].rows);
         }
-        _tile_loadconfig(&shape);
+        _tile_loadconfig(&memory);
     }
 };
+
+constexpr TileShape kSums{kTileRows, kTileBytes};
 
 // The compiler does not know what the tile instructions read and write.
 inline void settle_memory() { asm volatile("" ::: "memory"); }
@@ -57,6 +65,12 @@ inline const std::int8_t* make_dense(const std::uint16_t* masks, const std::int8
     }
     settle_memory();
     return survivors;
+}
+
+// Registers of a product: 0 to 3 sums, 4 and 5 weights, 6 and 7 levels, of that many quads of columns.
+Tiles::Shapes product_shapes(int quads) {
+    const TileShape weights{kTileRows, quads * kQuad}, levels{quads, kTileBytes};
+    return {kSums, kSums, kSums, kSums, weights, weights, levels, levels};
 }
 
 // Sums of 32 rows x 32 tokens: tile registers 2 x half of the rows + half of the tokens.
@@ -137,11 +151,11 @@ private:
 void multiply_masked(const PackedMatrix& w, int first, int, const ProductInput& input, std::int32_t* sums) {
     const int whole = w.columns / kMaskColumns, rest = w.columns % kMaskColumns;
     Panel panel(w, first);
-    Tiles tiles(kTileRows);
+    Tiles tiles(product_shapes(kTileRows));
     for (int step = 0; step < whole; step += kPanelSteps)
         panel.multiply(std::min(kPanelSteps, whole - step), input, step * kMaskColumns, sums);
     if (rest == 0) return;
-    tiles.configure((rest + kQuad - 1) / kQuad);
+    tiles.configure(product_shapes((rest + kQuad - 1) / kQuad));
     panel.multiply(1, input, whole * kMaskColumns, sums);
 }
 
@@ -154,6 +168,166 @@ void in_pairs(const PackedMatrix& w, int first, int count, const ProductInput& i
                 {input.x + static_cast<std::size_t>(tile) * input.tile_stride, input.tile_stride,
                  std::min(2, input.tiles - tile)},
                 sums + tile * kRowBlock * kLanes);
+}
+
+// ---- Attention in integers ------------------------------------------------------------------------------------------
+
+// Heads whose keys are whole tiles.
+bool fits_tiles(int head_size) { return head_size % kTileRows == 0 && head_size <= kTileBytes; }
+
+// Turns keys from quads, [features / 4][32][4], to what the unit multiplies from the left, [32][features].
+void turn_keys(std::int8_t* keys, int features) {
+    const int quads = features / kQuad;
+    alignas(64) std::int8_t turned[kLanes * kTileBytes];
+    for (int half = 0; half < 2; ++half) {
+        __m512i row[16], pair[16], token[16];
+        for (int j = 0; j < 16; ++j)
+            row[j] = j < quads ? _mm512_loadu_si512(keys + (j * kLanes + half * 16) * kQuad) : _mm512_setzero_si512();
+        for (int i = 0; i < 8; ++i) {
+            pair[2 * i] = _mm512_unpacklo_epi32(row[2 * i], row[2 * i + 1]);
+            pair[2 * i + 1] = _mm512_unpackhi_epi32(row[2 * i], row[2 * i + 1]);
+        }
+        for (int i = 0; i < 4; ++i)
+            for (int high = 0; high < 2; ++high) {
+                row[4 * i + 2 * high] = _mm512_unpacklo_epi64(pair[4 * i + high], pair[4 * i + 2 + high]);
+                row[4 * i + 2 * high + 1] = _mm512_unpackhi_epi64(pair[4 * i + high], pair[4 * i + 2 + high]);
+            }
+        // row[4 i + t] holds quads 4 i to 4 i + 3 of tokens t, 4 + t, 8 + t and 12 + t, a quarter each.
+        for (int t = 0; t < 4; ++t) {
+            const __m512i low = _mm512_shuffle_i32x4(row[t], row[4 + t], 0x88);
+            const __m512i high = _mm512_shuffle_i32x4(row[t], row[4 + t], 0xdd);
+            const __m512i low2 = _mm512_shuffle_i32x4(row[8 + t], row[12 + t], 0x88);
+            const __m512i high2 = _mm512_shuffle_i32x4(row[8 + t], row[12 + t], 0xdd);
+            token[t] = _mm512_shuffle_i32x4(low, low2, 0x88);
+            token[4 + t] = _mm512_shuffle_i32x4(high, high2, 0x88);
+            token[8 + t] = _mm512_shuffle_i32x4(low, low2, 0xdd);
+            token[12 + t] = _mm512_shuffle_i32x4(high, high2, 0xdd);
+        }
+        // Where there are fewer features than bytes in a register, the next token takes the place of the rest.
+        for (int t = 0; t < 16; ++t) _mm512_storeu_si512(turned + (half * 16 + t) * features, token[t]);
+    }
+    std::memcpy(keys, turned, static_cast<std::size_t>(kLanes * features));
+}
+
+void quantize_head_for_tiles(const float* query, const float* key, const float* value, int head_size, HeadTile head) {
+    quantize_head<Vector16, interleave>(query, key, value, head_size, head);
+    if (fits_tiles(head_size)) turn_keys(head.key, head_size);
+}
+
+// The products of integer attention on the matrix unit. Rows of scores are lanes from the start of the sequence's first
+// tile on, so that keys are taken by whole tiles; what does not belong to the sequence has no weight.
+template <class V, int N>
+struct TileIntegers : Integers<V, N> {
+    using Integers<V, N>::block, Integers<V, N>::kWidth;
+    static constexpr int kStride = kWidth * 4;  // bytes of a row of queries, of scores, of weights
+
+    int before() const { return block.first_lane % kLanes; }
+    int end() const { return before() + block.length; }
+    HeadTile tile(int row) const { return this->head(block.first_lane - before() + row); }
+
+    // Products of the queries, in registers 0 to 2, with the keys of 16 rows.
+    void multiply_keys(int row, float* scores) const {
+        _tile_loadd(3, tile(row).key + row % kLanes * block.head_size, block.head_size);
+        float* sums = scores + row * kWidth;
+        _tile_zero(4);
+        _tile_dpbsud(4, 3, 0);
+        _tile_stored(4, sums, kStride);
+        if constexpr (N > 1) {
+            _tile_zero(5);
+            _tile_dpbsud(5, 3, 1);
+            _tile_stored(5, sums + 16, kStride);
+        }
+        if constexpr (N > 2) {
+            _tile_zero(6);
+            _tile_dpbsud(6, 3, 2);
+            _tile_stored(6, sums + 32, kStride);
+        }
+        settle_memory();
+    }
+
+    void finish_scores(int row, const float* factors, float* scores, typename V::F (&highest)[N]) const {
+        const HeadTile keys = tile(row);
+        for (int key = std::max(row, before()); key < std::min(row + kTileRows, end()); ++key) {
+            typename V::I sums[N];
+            const auto* products = reinterpret_cast<const std::uint8_t*>(scores + key * kWidth);
+            for (int n = 0; n < N; ++n)
+                sums[n] = V::add_int(V::load_bytes(products + 64 * n), V::set_int(keys.key_start[key % kLanes]));
+            this->finish_score(sums, keys, key % kLanes, factors, scores + key * kWidth, true, highest);
+        }
+    }
+
+    void score_all(const std::uint8_t* queries, const float* factors, float* scores,
+                   typename V::F (&highest)[N]) const {
+        settle_memory();
+        _tile_loadd(0, queries, kStride);
+        if constexpr (N > 1) _tile_loadd(1, queries + 64, kStride);
+        if constexpr (N > 2) _tile_loadd(2, queries + 128, kStride);
+        const int first = before() / kTileRows * kTileRows;
+        multiply_keys(first, scores);  // always a step ahead of the vector unit
+        for (int row = first; row < end(); row += kTileRows) {
+            if (row + kTileRows < end()) multiply_keys(row + kTileRows, scores);
+            finish_scores(row, factors, scores, highest);
+        }
+    }
+
+    // sums[16][kWidth] of 16 neighbouring features, in registers 0 to 2: values in 6 meet weights in 7.
+    void multiply_values(int feature, const std::uint8_t* weights, std::int32_t* sums) const {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        for (int row = 0; row < end(); row += kLanes, weights += kLanes * kWidth) {
+            _tile_loadd(6, tile(row).value + feature * kLanes, kLanes);
+            _tile_loadd(7, weights, kStride);
+            _tile_dpbsud(0, 6, 7);
+            if constexpr (N > 1) {
+                _tile_loadd(7, weights + 64, kStride);
+                _tile_dpbsud(1, 6, 7);
+            }
+            if constexpr (N > 2) {
+                _tile_loadd(7, weights + 128, kStride);
+                _tile_dpbsud(2, 6, 7);
+            }
+        }
+        _tile_stored(0, sums, kStride);
+        if constexpr (N > 1) _tile_stored(1, sums + 16, kStride);
+        if constexpr (N > 2) _tile_stored(2, sums + 32, kStride);
+        settle_memory();
+    }
+
+    void run(float* scratch) const {
+        auto* queries = reinterpret_cast<std::uint8_t*>(scratch);
+        float* scores = scratch + block.head_size / kQuad * kWidth;
+        alignas(64) float factors[kWidth], inverse[kWidth];
+        this->take_queries(queries, factors);
+        typename V::F highest[N];
+        for (auto& h : highest) h = V::set(-3e38f);
+        const TileShape query{block.head_size / kQuad, kTileBytes}, key{kTileRows, block.head_size};
+        Tiles tiles({query, query, query, key, kSums, kSums, kSums, kSums});
+        score_all(queries, factors, scores, highest);
+        auto* weights = reinterpret_cast<std::uint8_t*>(scores);
+        this->weigh_all(scores + before() * kWidth, weights + before() * kWidth, highest, inverse);
+        const int written = (end() + kQuad - 1) / kQuad * kQuad, wanted = (end() + kLanes - 1) / kLanes * kLanes;
+        std::memset(weights, 0, static_cast<std::size_t>(before() * kWidth));
+        std::memset(weights + written * kWidth, 0, static_cast<std::size_t>((wanted - written) * kWidth));
+        settle_memory();
+        const TileShape value{kTileRows, kLanes}, weight{kLanes / kQuad, kTileBytes};
+        tiles.configure({kSums, kSums, kSums, kSums, kSums, kSums, value, weight});
+        for (int feature = 0; feature < block.head_size; feature += kTileRows) {
+            alignas(64) std::int32_t sums[kTileRows * kWidth];
+            multiply_values(feature, weights, sums);
+            for (int f = 0; f < kTileRows; ++f) {
+                typename V::I row[N];
+                const auto* bytes = reinterpret_cast<const std::uint8_t*>(sums + f * kWidth);
+                for (int n = 0; n < N; ++n) row[n] = V::load_bytes(bytes + 64 * n);
+                this->finish_feature(row, feature + f, inverse);
+            }
+        }
+    }
+};
+
+void integer_attention_on_tiles(const IntegerAttentionBlock& block, float* scratch) {
+    if (fits_tiles(block.head_size)) return integer_attention<Vector16, TileIntegers>(block, scratch);
+    integer_attention<Vector16>(block, scratch);
 }
 
 }  // namespace
@@ -175,8 +349,8 @@ const Kernels& amx_int8_kernels() {
         .layer_norm = layer_norm<Vector16, Vector8>,
         .softmax = softmax<Vector16, Vector8>,
         .attention = attention<Vector16>,
-        .quantize_head = quantize_head<Vector16, interleave>,
-        .integer_attention = integer_attention<Vector16>,
+        .quantize_head = quantize_head_for_tiles,
+        .integer_attention = integer_attention_on_tiles,
         .dense = dense<Vector8>,
     };
     return kernels;

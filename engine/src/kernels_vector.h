@@ -417,7 +417,7 @@ struct Integers {
         for (int k = 0; k < V::keys; ++k)
             for (auto& sum : sums[k]) sum = V::set_int(keys.key_start[at + k]);
         const std::int8_t* quad = keys.key + at * kQuad;
-        for (int j = 0; j < (block.head_size + kQuad - 1) / kQuad; ++j, quad += kLanes * kQuad) {
+        for (int j = 0; j < quads(); ++j, quad += kLanes * kQuad) {
             typename V::I query[N];
             for (int n = 0; n < N; ++n) query[n] = V::load_bytes(queries + (j * N + n) * V::lanes * kQuad);
             for (int k = 0; k < V::keys; ++k) {
@@ -425,14 +425,19 @@ struct Integers {
                 for (int n = 0; n < N; ++n) sums[k][n] = V::dot(sums[k][n], query[n], levels);
             }
         }
-        for (int k = 0; k < V::keys; ++k) {
-            const auto scale = V::set(keys.key_scale[at + k]), value = V::set(keys.value_log2[at + k]);
-            for (int n = 0; n < N; ++n) {
-                const auto factor = V::load(factors + n * V::lanes);
-                const auto score = V::fma(V::mul(V::to_float(sums[k][n]), factor), scale, value);
-                V::store(scores + (k * N + n) * V::lanes, score);
-                if (k < count) highest[n] = V::max(highest[n], score);
-            }
+        for (int k = 0; k < V::keys; ++k)
+            finish_score(sums[k], keys, at + k, factors, scores + k * kWidth, k < count, highest);
+    }
+
+    // Scores from the products of queries with the key at lane `at` of its tile; raises `highest` if the key `counts`.
+    void finish_score(const typename V::I (&sums)[N], const HeadTile& keys, int at, const float* factors, float* scores,
+                      bool counts, typename V::F (&highest)[N]) const {
+        const auto scale = V::set(keys.key_scale[at]), value = V::set(keys.value_log2[at]);
+        for (int n = 0; n < N; ++n) {
+            const auto factor = V::load(factors + n * V::lanes);
+            const auto score = V::fma(V::mul(V::to_float(sums[n]), factor), scale, value);
+            V::store(scores + n * V::lanes, score);
+            if (counts) highest[n] = V::max(highest[n], score);
         }
     }
 
@@ -461,11 +466,11 @@ struct Integers {
         }
     }
 
-    // Weights take the place of scores, [ceil(keys / 4)][kWidth][4] bytes; inverse[kWidth] = 1 / their sum.
-    void weigh_all(float* scores, const typename V::F (&highest)[N], float* inverse) const {
+    // weights[ceil(keys / 4)][kWidth][4], which may take the place of the scores; inverse[kWidth] = 1 / their sum.
+    void weigh_all(const float* scores, std::uint8_t* weights, const typename V::F (&highest)[N],
+                   float* inverse) const {
         typename V::F sum[N];
         for (auto& s : sum) s = V::set(0.0f);
-        auto* weights = reinterpret_cast<std::uint8_t*>(scores);
         for (int k = 0; k < block.length; k += kQuad, weights += kWidth * kQuad) {
             const int lane = block.first_lane + k;
             const float *from = scores + k * kWidth, *inverses = head(lane).value_inverse + lane % kLanes;
@@ -497,38 +502,48 @@ struct Integers {
                 }
             }
         }
-        for (int d = 0; d < D; ++d) {
-            float mixed[kWidth];
-            for (int n = 0; n < N; ++n)
-                V::store(mixed + n * V::lanes, V::mul(V::to_float(sums[d][n]), V::load(inverse + n * V::lanes)));
-            for (int g = 0; g < block.groups; ++g) {  // the last vector may be wider than the block
-                const int lane = block.first_query + g * kGroup;
-                std::memcpy(block.context + static_cast<std::size_t>(lane / kLanes) * block.context_stride +
-                                (feature + d) * kLanes + lane % kLanes,
-                            mixed + g * kGroup, kGroup * sizeof(float));
-            }
+        for (int d = 0; d < D; ++d) finish_feature(sums[d], feature + d, inverse);
+    }
+
+    // context[feature][lane] from the products of values with weights.
+    void finish_feature(const typename V::I (&sums)[N], int feature, const float* inverse) const {
+        float mixed[kWidth];
+        for (int n = 0; n < N; ++n)
+            V::store(mixed + n * V::lanes, V::mul(V::to_float(sums[n]), V::load(inverse + n * V::lanes)));
+        for (int g = 0; g < block.groups; ++g) {  // the last vector may be wider than the block
+            const int lane = block.first_query + g * kGroup;
+            std::memcpy(block.context + static_cast<std::size_t>(lane / kLanes) * block.context_stride +
+                            feature * kLanes + lane % kLanes,
+                        mixed + g * kGroup, kGroup * sizeof(float));
         }
     }
 
-    void run(float* scratch) const {
-        const int quads = (block.head_size + kQuad - 1) / kQuad;
-        auto* queries = reinterpret_cast<std::uint8_t*>(scratch);
-        float* scores = scratch + quads * kWidth;
-        float factors[kWidth], inverse[kWidth];
+    int quads() const { return (block.head_size + kQuad - 1) / kQuad; }
+
+    // The block's queries side by side, [quads][kWidth][4], and the factors of their scores.
+    void take_queries(std::uint8_t* queries, float* factors) const {
+        const int count = quads();
         for (int g = 0; g < kWidth / kGroup; ++g) {  // beyond the block: its first queries again, which nobody reads
             const int lane = block.first_query + (g < block.groups ? g : 0) * kGroup;
             const HeadTile from = head(lane);
             std::memcpy(factors + g * kGroup, from.query_factor + lane % kLanes, kGroup * sizeof(float));
-            for (int j = 0; j < quads; ++j)
+            for (int j = 0; j < count; ++j)
                 std::memcpy(queries + (j * kWidth + g * kGroup) * kQuad,
                             from.query + (j * kLanes + lane % kLanes) * kQuad, kGroup * kQuad);
         }
+    }
+
+    void run(float* scratch) const {
+        auto* queries = reinterpret_cast<std::uint8_t*>(scratch);
+        float* scores = scratch + quads() * kWidth;
+        float factors[kWidth], inverse[kWidth];
+        take_queries(queries, factors);
         typename V::F highest[N];
         for (auto& h : highest) h = V::set(-3e38f);
         for (int k = 0; k < block.length; k += V::keys)
             score(queries, factors, k, std::min(V::keys, block.length - k), scores + k * kWidth, highest);
-        weigh_all(scores, highest, inverse);
-        const auto* weights = reinterpret_cast<const std::uint8_t*>(scores);
+        auto* weights = reinterpret_cast<std::uint8_t*>(scores);
+        weigh_all(scores, weights, highest, inverse);
         int d = 0;
         for (; d + V::features <= block.head_size; d += V::features) mix<V::features>(d, weights, inverse);
         for (; d < block.head_size; ++d) mix<1>(d, weights, inverse);
@@ -556,13 +571,13 @@ void attention(const AttentionBlock& block, float* scratch) {
     attention_vectors<V, kUnit>(block, scratch);
 }
 
-template <class V>
+template <class V, template <class, int> class Way = Integers>
 void integer_attention(const IntegerAttentionBlock& block, float* scratch) {
     constexpr int kUnit = kQueryUnit<V>;
     const int units = query_units<V>(block.groups);
-    if (units == 3) return Integers<V, 3 * kUnit>{block}.run(scratch);
-    if (units == 2) return Integers<V, 2 * kUnit>{block}.run(scratch);
-    Integers<V, kUnit>{block}.run(scratch);
+    if (units == 3) return Way<V, 3 * kUnit>{block}.run(scratch);
+    if (units == 2) return Way<V, 2 * kUnit>{block}.run(scratch);
+    Way<V, kUnit>{block}.run(scratch);
 }
 
 // ---- The task head --------------------------------------------------------------------------------------------------

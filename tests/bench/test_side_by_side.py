@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import engine
-from bench.side_by_side import LOGITS, Job, take_logits, take_teacher
+from bench.side_by_side import LOGITS, Job, take_logits, take_scores, take_teacher
 from compression.train import read_metrics
 from tests.compression import tiny
 
@@ -101,3 +101,18 @@ def test_a_teachers_logits_are_taken_from_a_sibling_that_kept_them(tmp_path: Pat
     assert (tmp_path / "mine" / LOGITS).samefile(tmp_path / "kept" / LOGITS)
     (tmp_path / "kept" / LOGITS).unlink()
     assert (tmp_path / "mine" / LOGITS).read_bytes() == b"logits"
+
+
+def test_what_a_sibling_found_of_the_teacher_is_taken_once(tmp_path: Path) -> None:
+    quick, full = {"stage": "teacher", "quick": {"f1": 0.5}}, {"stage": "teacher", "full": {"f1": 0.6}}
+    lines = {"nothing": [], "looked": [quick], "judged": [quick, {"stage": "pruned", "full": {"f1": 0.4}}, full]}
+    for name, written in lines.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
+    siblings = [tmp_path / name for name in (*lines, "absent")]
+    (tmp_path / "mine").mkdir()
+    take_scores(siblings[:2], tmp_path / "mine")
+    assert list(read_metrics(tmp_path / "mine")) == []
+    for _ in range(2):
+        take_scores(siblings, tmp_path / "mine")
+    assert list(read_metrics(tmp_path / "mine")) == [full]

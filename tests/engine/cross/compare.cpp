@@ -420,10 +420,11 @@ private:
         end();
     }
 
-    // The parts of a HeadTile that are written; between its end and the next lies what was there before.
+    // The parts of a HeadTile that are written; between its end and the next lies what was there before. The order of
+    // a key's bytes is the kernels' own: integer_attention shows whether it is right.
     void quantize_head() {
         begin("quantize a head");
-        for (const int head_size : {1, 3, 4, 7, 8, 17, 64})
+        for (const int head_size : {1, 3, 4, 7, 8, 17, 48, 64})
             for (const float magnitude : {1e-30f, 1e-3f, 1.0f, 1e4f, 1e30f}) {
                 Pair<float> query(tile(head_size), random_), key(tile(head_size), random_);
                 Pair<float> value(tile(head_size), random_);
@@ -434,6 +435,10 @@ private:
                                          HeadTile(head.expected.data(), head_size));
                 ours_.quantize_head(query.ours.data(), key.ours.data(), value.ours.data(), head_size,
                                     HeadTile(head.ours.data(), head_size));
+                for (auto* bytes : {&head.expected, &head.ours}) {
+                    std::int8_t* keys = HeadTile(bytes->data(), head_size).key;
+                    std::sort(keys, keys + HeadTile::quads(head_size));
+                }
                 compare(head);
             }
         end();
@@ -443,24 +448,25 @@ private:
     void attend_integers(int head_size, int first_lane, int length, float magnitude) {
         const int end = first_lane + (length + kGroup - 1) / kGroup * kGroup, tiles = (end + kLanes - 1) / kLanes;
         const std::size_t stride = HeadTile::bytes(head_size);
-        Buffer<std::uint8_t> heads;
-        heads.reserve(size(tiles) * stride);
+        Buffer<std::uint8_t> expected, ours;
+        for (auto* heads : {&expected, &ours}) heads->reserve(size(tiles) * stride);
         for (int t = 0; t < tiles; ++t) {
             Pair<float> query(tile(head_size), random_), key(tile(head_size), random_);
             const Pair<float> value(tile(head_size), random_);
             for (auto* x : {&query, &key}) x->fill([&](std::size_t) { return random_.around(0, magnitude); });
-            reference_.quantize_head(query.ours.data(), key.ours.data(), value.ours.data(), head_size,
-                                     HeadTile(heads.data() + size(t) * stride, head_size));
+            for (const auto& [kernels, heads] : {std::pair{&reference_, &expected}, std::pair{&ours_, &ours}})
+                kernels->quantize_head(query.ours.data(), key.ours.data(), value.ours.data(), head_size,
+                                       HeadTile(heads->data() + size(t) * stride, head_size));
         }
         Pair<float> context(size(tiles) * tile(head_size), random_);
         Pair<float> scratch(attention_scratch(head_size, length), random_);
         for (int groups = 1, lane = first_lane; lane < end; groups = groups % ours_.query_groups + 1) {
             const int taken = std::min(groups, (end - lane) / kGroup);
-            IntegerAttentionBlock block{heads.data(),    stride,    context.expected.data(),
+            IntegerAttentionBlock block{expected.data(), stride,    context.expected.data(),
                                         tile(head_size), head_size, first_lane,
                                         length,          lane,      taken};
             reference_.integer_attention(block, scratch.expected.data());
-            block.context = context.ours.data();
+            block.heads = ours.data(), block.context = context.ours.data();
             ours_.integer_attention(block, scratch.ours.data());
             lane += taken * kGroup;
         }
@@ -469,7 +475,7 @@ private:
 
     void integer_attention() {
         begin("attention in 8 bits");
-        for (const int head_size : {1, 3, 4, 7, 8, 12, 17})
+        for (const int head_size : {1, 3, 4, 7, 8, 16, 17, 32, 48})
             for (const int first_lane : {0, 8, 24})
                 for (const int length : {1, 2, 7, 8, 25, 70})
                     for (const float magnitude : {0.0f, 2.0f, 30.0f})
