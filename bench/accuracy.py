@@ -54,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__)
     made.add_argument("what", choices=("run", "report"))
     made.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
-    made.add_argument(
-        "--folder", type=Path, default=Path(), help="where runs/ is; language models and qa.toml's run too"
-    )
+    made.add_argument("--folder", type=Path, default=Path(), help="where runs/ is, the language models' too")
     made.add_argument("--tasks", nargs="+", choices=list(BUDGETS), default=list(BUDGETS))
     made.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     made.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
