@@ -8,6 +8,7 @@ from time import sleep
 
 import pytest
 
+import engine
 from service.priority import ENGINE_THREADS, MOST, NICENESS
 from tests.service import artifacts
 from tests.service.artifacts import CLS
@@ -15,7 +16,7 @@ from tests.service.test_server import COMMAND, Process, running
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness belongs to processes")
 TWO_THREADS = [*COMMAND[:-1], "2"]
-needs_two_cpus = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two CPUs")
+needs_two_cpus = pytest.mark.skipif(engine.threads_from_quota() < 2, reason="needs two CPUs")
 
 
 def niceness(server: Process) -> list[tuple[str, int]]:
