@@ -94,7 +94,8 @@ def _commit() -> str:
 
     try:
         commit = git("rev-parse", "--short", "HEAD")
-        return f"{commit or 'unknown'}{', with changes' if git('status', '--porcelain') else ''}"
+        changes = git("status", "--porcelain", "--", ".", ":!bench/record")  # the record itself is none
+        return f"{commit or 'unknown'}{', with changes' if changes else ''}"
     except OSError:
         return "unknown"
 

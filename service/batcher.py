@@ -16,7 +16,6 @@ from service.errors import DeadlineError, EngineFailedError, OverloadedError, To
 from service.front import Front
 from service.metrics import Metrics
 from service.models import Model
-from service.priority import give_way
 from service.schedule import Job, Schedule
 from service.windows import Floats, Window
 
@@ -68,7 +67,7 @@ class Batcher:
         self._schedule: Schedule[_Job] = Schedule(max_batch_tokens)
         self._tokens = 0
         self._arrived = asyncio.Event()
-        self._engine = ThreadPoolExecutor(1, "engine", initializer=give_way)
+        self._engine = ThreadPoolExecutor(1, "engine")
         self._loop: asyncio.Task[None] | None = None
         # When the call of the engine began that has not returned, `perf_counter` seconds; read by other threads.
         self.engine_since: float | None = None

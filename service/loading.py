@@ -13,7 +13,6 @@ from service.cost import measured
 from service.errors import ServiceError, StartupError
 from service.models import Embeddings, Model, Models
 from service.pipeline import TASKS, answer_now
-from service.priority import engine_gives_way
 from service.windows import TextTokenizer, Windows
 
 log = logging.getLogger("sparselane")
@@ -49,7 +48,6 @@ def load_models(folder: Path, threads: int | None, preferred: Sequence[str] = ()
             serving[model.name] = model
     gc.collect()
     engine.release_memory()
-    engine_gives_way()
     return Models(serving, failures, preferred=preferred)
 
 

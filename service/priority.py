@@ -1,42 +1,33 @@
-"""Which threads go first where CPUs are short: those that read requests and answer probes, before the engine's.
+"""Which thread goes first where CPUs are short: the one that answers probes and metrics.
 
-A call of the engine keeps all its CPUs busy for milliseconds to a second; what else the service does takes fractions of
-one, mostly while somebody waits. Linux lets every thread have a niceness of its own, and whoever runs in another
-container or another group of the service manager is not concerned.
+It needs a few milliseconds now and then, and whoever asks it decides about the whole process. The event loop and the
+engine share the rest evenly: each request needs both, and an engine that gives way to the event loop is starved by the
+refusals of an overload (at twice the load on one CPU it answered half as many in time).
+
+Linux lets every thread have a niceness of its own, which other containers, and other groups of a service manager, are
+not concerned with.
 """
 
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from threading import get_native_id
 from typing import Final
 
 # About a fifth of the weight of what is not nice (kernel/sched/core.c: 215 of 1024).
 NICENESS: Final = 7
 MOST: Final = 19
-# How engine/src/pool.cpp names its threads.
-ENGINE_THREADS: Final = "sparselane/"
 
 
-def give_way() -> None:
-    """Let this thread, and those that it starts from now on, come after the others of the process."""
-    _be_nice(get_native_id())
+def goes_first(thread: int) -> None:
+    """Let all other threads of the process, and those that they start from now on, come after this one.
 
-
-def engine_gives_way() -> None:
-    """Let the threads of all loaded models come after the others of the process."""
-    if sys.platform != "linux":
-        return
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # a thread may end at any time
-            if (task / "comm").read_text().startswith(ENGINE_THREADS):
-                _be_nice(int(task.name))
-
-
-def _be_nice(thread: int) -> None:
+    thread: its number in the system, `threading.Thread.native_id`.
+    """
     if sys.platform != "linux":  # elsewhere niceness belongs to processes
         return
-    wanted = min(MOST, os.getpriority(os.PRIO_PROCESS, os.getpid()) + NICENESS)
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, thread, wanted)
+    wanted = min(MOST, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it may end at any time
+            if int(task.name) != thread:
+                os.setpriority(os.PRIO_PROCESS, int(task.name), wanted)

@@ -64,12 +64,14 @@ class Probes:
         self._stop, self._stopped = socket.socketpair()
         self._thread: Thread | None = None
 
-    def listen(self) -> None:
-        """Begin to answer."""
+    def listen(self) -> int:
+        """Begin to answer; return the system's number of the thread that does."""
         self._listener.listen(MOST_CLIENTS)
         self._listener.setblocking(False)
         self._thread = Thread(target=self._serve, name="probes", daemon=True)
         self._thread.start()
+        assert self._thread.native_id is not None  # it has started
+        return self._thread.native_id
 
     def __enter__(self) -> Self:
         """Do nothing yet."""

@@ -16,7 +16,6 @@ from service.keys import Keyring
 from service.loading import artifact_name, artifact_paths, artifact_version, load_model
 from service.metrics import Metrics
 from service.models import Model, Models
-from service.priority import give_way
 from service.settings import Settings
 
 log = logging.getLogger("sparselane")
@@ -51,7 +50,7 @@ class Reloader:
         self._threads = settings.threads
         self._metrics = metrics
         self._turn = asyncio.Lock()
-        self._worker = ThreadPoolExecutor(1, "loader", initializer=give_way)
+        self._worker = ThreadPoolExecutor(1, "loader")
         self._closed = False
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from service.errors import CANNOT_START, ModelRefusedError, StartupError
 from service.loading import load_models
 from service.logs import prepare
 from service.middleware import Lifecycle
+from service.priority import goes_first
 from service.probes import Probes
 from service.reloading import Reloader
 from service.settings import Settings, load_settings, shown_settings
@@ -74,7 +75,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
-            self._probes.listen()
+            goes_first(self._probes.listen())
             log.info("%s", self._greeting)
 
     def _hang_up(self) -> None:

@@ -3,11 +3,13 @@
 import getpass
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from bench import record
 from bench.record import machine_text, read_rows, without_paths, write_rows
 from bench.report import write_report
 
@@ -48,6 +50,23 @@ def test_machine_text_names_no_host_user_or_path() -> None:
         "flags",
     ):
         assert re.search(rf"^{name}: \S", text, re.MULTILINE), name
+
+
+def test_a_record_is_no_change_of_the_tree_that_it_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commit() -> str:
+        return machine_text("bench", {}, (1, 2, 3)).partition("\ncommit: ")[2].partition("\n")[0]
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True)
+
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "a")
+    (tmp_path / "bench/record/2026-01-01_CPU").mkdir(parents=True)
+    (tmp_path / "bench/record/2026-01-01_CPU/machine.txt").write_text("x")
+    assert re.fullmatch("[0-9a-f]{7,}", commit())
+    (tmp_path / "bench/plan.py").write_text("x")
+    assert commit().endswith(", with changes")
 
 
 @pytest.mark.parametrize(
