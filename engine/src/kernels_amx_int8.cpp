@@ -2,7 +2,9 @@
 // products in 16 cycles. Weights lie in memory as masks and survivors (Format::masked) and become dense on the way, 64 at
 // a time, in the first-level cache. Quads of levels are already what the unit calls a tile, and its sums are ours. The
 // products of integer attention go there too; all other kernels are those of AVX-512.
+#include <algorithm>
 #include <array>
+#include <cstring>
 
 #include "kernels_zmm.h"
 

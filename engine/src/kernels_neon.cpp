@@ -1,7 +1,10 @@
 // The kernels for 64-bit Arm with the dot product instructions (Armv8.2-A): four floats, or 16 tokens, in a register.
 #include <arm_neon.h>
 
-#include "kernels_vector.h"
+#include <algorithm>
+#include <cstring>
+
+#include "kernels_attention.h"
 
 namespace sparselane {
 namespace {

@@ -4,7 +4,10 @@
 
 #include <immintrin.h>
 
-#include "kernels_vector.h"
+#include <algorithm>
+#include <cstring>
+
+#include "kernels_attention.h"
 
 namespace sparselane {
 namespace {
