@@ -26,8 +26,8 @@ def goes_first(thread: int) -> None:
     """
     if sys.platform != "linux":  # elsewhere niceness belongs to processes
         return
-    wanted = min(MOST, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
-    for task in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # it may end at any time
-            if int(task.name) != thread:
-                os.setpriority(os.PRIO_PROCESS, int(task.name), wanted)
+    with suppress(OSError):  # a sandbox may have no /proc, or forbid it: then all are equals, as elsewhere
+        wanted = min(MOST, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
+        for other in {int(task.name) for task in Path("/proc/self/task").iterdir()} - {thread}:
+            with suppress(ProcessLookupError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, other, wanted)
