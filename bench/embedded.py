@@ -21,6 +21,7 @@ from compression.examples import DataError
 from compression.pack import put_in_place
 from compression.read_recipe import parse_recipe
 from compression.recipe import Recipe, RecipeError
+from compression.unlabelled import read_unlabelled
 
 RECIPES: Final = ROOT / "compression" / "recipes"
 NAMES: Final = ("intent", "ner", "sentiment", "qa")  # the quick ones first
@@ -67,6 +68,7 @@ def check(recipe: Path, data: Path) -> None:
     if not isinstance(read, Recipe):
         raise RecipeError(f"{recipe}: a language model's recipe gives no artifact; name recipes of tasks")
     read_training(data, read.task, read.data)
+    read_unlabelled(data, read.data, read.seed)
     read_examples(find_source(data, read.data.validation), read.task, read.data.table)
 
 

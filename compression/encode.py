@@ -64,6 +64,23 @@ class Encoder:
             log.warning("%s: their longer text was cut, %d tokens in all", long, sum(window.cut for window in windows))
         return windows
 
+    def unlabelled(self, texts: Sequence[str]) -> list[Window]:
+        """Return the windows of single texts without labels: as for training, but all targets are IGNORED."""
+        per_token = self.task.name == "token-classification"
+        result = []
+        for number, text in enumerate(texts):
+            tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
+            for start, end in _cuts(len(tokens), self.task.window - 2, self.task.stride):
+                ids = np.array([self._cls, *tokens[start:end], self._sep], np.int32)
+                places = np.full((len(ids) if per_token else 0, 1), -1, np.int32)
+                result.append(Window(number, ids, np.zeros_like(ids), self._no_target(len(ids)), places))
+        return result
+
+    def _no_target(self, tokens: int) -> Ints | NDArray[np.float32]:
+        if self.task.multi_label:
+            return np.full(len(self.task.labels), IGNORED, np.float32)
+        return np.full(tokens if self.task.name == "token-classification" else 1, IGNORED, np.int32)
+
     def _question(self, number: int, example: Example) -> list[Window]:
         assert isinstance(example, QuestionExample)
         question = self.tokenizer.encode(example.question, add_special_tokens=False).ids[:MAX_QUESTION_TOKENS]

@@ -105,24 +105,27 @@ def _attention_mask(model: PreTrainedModel, attended: Tensor) -> Tensor:
 
 
 def task_loss(task: str, logits: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy with the targets: over examples, labelled tokens, or starts and ends of answers.
+    """Mean cross-entropy with the targets: over labelled examples or tokens, or starts and ends of answers.
 
-    For multi-label targets the mean, over examples and labels, of each label's binary cross-entropy.
+    For multi-label targets the mean, over examples and labels, of each label's binary cross-entropy. Without any labels
+    0.
     """
     if task == "question-answering":
         # Padding may not be chosen: softmax runs over the tokens of the window.
         masked = logits.masked_fill(batch.attended.unsqueeze(-1) == 0, float("-inf"))
         losses = [functional.cross_entropy(masked[..., side], batch.targets[:, side]) for side in (0, 1)]
         return (losses[0] + losses[1]) / 2
-    if task == "token-classification":
-        # Not reduction="mean": a part of a batch may hold no labelled token, and 0 / 0 would spoil the whole step.
-        total = functional.cross_entropy(
-            logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        return total / (batch.targets != IGNORED).sum().clamp(min=1)
+    # Not reduction="mean": a part of a batch may hold no label, and 0 / 0 would spoil the whole step.
+    given = batch.targets != IGNORED
     if batch.targets.is_floating_point():
-        return functional.binary_cross_entropy_with_logits(logits, batch.targets)
-    return functional.cross_entropy(logits, batch.targets[:, 0])
+        wanted = batch.targets.clamp(min=0.0)
+        total = (functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * given).sum()
+    else:
+        targets = batch.targets.flatten()
+        total = functional.cross_entropy(
+            logits.reshape(len(targets), -1), targets, ignore_index=IGNORED, reduction="sum"
+        )
+    return total / given.sum().clamp(min=1)
 
 
 def distillation_loss(task: str, student: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:

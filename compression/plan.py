@@ -67,14 +67,15 @@ class Cost:
         return self.fixed * planned.steps + self.per_token * planned.tokens
 
 
-def plan_rounds(recipe: Recipe, windows: Sequence[Window]) -> list[Round]:
+def plan_rounds(recipe: Recipe, labelled: Sequence[Window], unlabelled: Sequence[Window] = ()) -> list[Round]:
     """Return every round of a recipe on these windows, in order."""
-    lengths = [len(window.ids) for window in windows]
     rounds: list[Round] = []
     for number, (name, training) in enumerate(recipe.stages(), start=0 if recipe.teacher.trains else 1):
+        distillation = _distillation(recipe, name)
+        windows = [*labelled, *unlabelled] if distillation else labelled
+        lengths = [len(window.ids) for window in windows]
         plan = plan_batches(lengths, training.batch_size, training.epochs, recipe.seed + number, training.steps)
         tokens = sum(len(batch) * max(lengths[i] for i in batch) for batch in plan)
-        distillation = _distillation(recipe, name)
         # As in `run`: windows that are seen once are taught live, unless an earlier round kept the teacher's logits;
         # hidden states always are.
         once = seen_once(training, len(windows))
@@ -101,11 +102,14 @@ def describe(run: Prepared) -> list[str]:
     program = {} if torch.cuda.is_available() else {"program and data": int(psutil.Process().memory_info().rss)}
     lines = [f"{recipe.name}: {recipe.task.name} from {recipe.checkpoint}", *_model_lines(run)]
     lines.append(f"training   {len(lengths):>9,} windows, {sum(lengths):,} tokens, the longest {max(lengths):,}")
+    if run.unlabelled:
+        more = [len(window.ids) for window in run.unlabelled]
+        lines.append(f"unlabelled {len(more):>9,} windows, {sum(more):,} tokens, the longest {max(more):,}")
     for split, (examples, windows) in {"validation": (run.examples, run.windows), **run.more}.items():
         lines.append(f"{split:<10} {len(windows):>9,} windows of {len(examples):,} examples")
     total, highest = 0.0, 0
     costs: dict[object, Cost] = {}
-    rounds = plan_rounds(recipe, run.train_windows)
+    rounds = plan_rounds(recipe, run.train_windows, run.unlabelled)
     for planned in rounds:
         training = planned.training
         alike = (training.mixed_precision, training.freeze_embeddings, training.dropout > 0)
@@ -116,7 +120,8 @@ def describe(run: Prepared) -> list[str]:
         memory = program | cost.memory
         seconds, needed = cost.seconds(planned), sum(memory.values())
         total, highest = total + seconds, max(highest, needed)
-        epochs = training.epochs or planned.steps * training.batch_size / len(lengths)
+        several = len(run.windows_of(planned.distillation))
+        epochs = training.epochs or planned.steps * training.batch_size / several
         lines += [
             f"{planned.name:<10} {planned.steps:>9,} steps of {training.batch_size} windows "
             f"({epochs:.3g} epochs), {planned.tokens:,} tokens with padding: {shown_duration(seconds)}",
@@ -125,7 +130,8 @@ def describe(run: Prepared) -> list[str]:
             + ", ".join(f"{k} {shown_bytes(v)}" for k, v in memory.items()),
         ]
     if any(planned.distillation and not planned.live for planned in rounds):
-        seconds = _teacher_seconds(_teacher(recipe), run.train_windows) * sum(lengths)
+        taught = run.windows_of(recipe.quantize.distillation)
+        seconds = _teacher_seconds(_teacher(recipe), taught) * sum(len(window.ids) for window in taught)
         total += seconds
         lines.append(f"{'teacher logits, once':<20} {shown_duration(seconds)}")
     lines += [
@@ -169,7 +175,7 @@ def measure(run: Prepared, planned: Round) -> Cost:
     The step's time is taken to be linear in its tokens. Activations are what autograd keeps for the backward pass:
     counted for one and for two of the longest windows, linear in the windows of a part.
     """
-    recipe, windows = run.recipe, run.train_windows
+    recipe, windows = run.recipe, run.windows_of(planned.distillation)
     dropout = planned.training.dropout
     dense = recipe.teacher.checkpoint or recipe.checkpoint
     model = _student(recipe, dropout) if planned.sparse else load_model(dense, recipe.task, dropout=dropout)
@@ -312,8 +318,9 @@ def disk_needed(run: Prepared) -> int:
     """
     weights = FLOAT * _teacher(run.recipe).num_parameters()
     checkpoints = len(run.recipe.stages()) + (not run.recipe.teacher.trains)
-    tokens = sum(len(window.ids) for window in run.train_windows)
-    rows = len(run.train_windows) if run.recipe.task.name == "text-classification" else tokens
+    windows = run.windows_of(run.recipe.quantize.distillation)
+    tokens = sum(len(window.ids) for window in windows)
+    rows = len(windows) if run.recipe.task.name == "text-classification" else tokens
     logits = FLOAT * len(model_labels(run.recipe.task)) * rows
     return missing_bytes(run.folder, checkpoints * weights + 2 * 3 * weights + logits + weights)
 

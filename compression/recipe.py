@@ -67,10 +67,19 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Unlabelled:
+    """Plain text of which so many sentences join what sparse models distil on, see `compression.unlabelled`."""
+
+    files: tuple[str, ...]
+    sentences: int
+
+
+@dataclass(frozen=True)
 class Data:
     """Files, relative to the data folder given on the command line, or sets on the hub (`hub:...`); their credits.
 
     Articles of a SQuAD file whose field `source` is in `leave_out` are not trained on: a domain to be judged on.
+    `unlabelled` texts are for classification of texts and tokens.
     """
 
     dataset: str
@@ -82,6 +91,7 @@ class Data:
     train_limit: int = 0
     leave_out: tuple[str, ...] = ()
     validation_limit: int = 0
+    unlabelled: Unlabelled | None = None
     sources: tuple[Source, ...] = ()
 
 

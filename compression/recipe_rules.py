@@ -90,6 +90,8 @@ def _check_task_recipe(recipe: Recipe) -> None:
             key, distillation = f"{stage}.distillation", given.distillation
             _check_distillation(key, distillation)
             _require(not distillation.masked_only, f"{key}.masked_only", True, f"false: {_LANGUAGE_ONLY}")
+            taught = not recipe.data.unlabelled or distillation.teacher > 0
+            _require(taught, f"{key}.teacher", distillation.teacher, "> 0: data.unlabelled has no other answers")
     quantize = recipe.quantize
     _check_choice("quantize.embeddings", quantize.embeddings, STORED)
     for training in (quantize.training, *quantize.rewinds):
@@ -107,6 +109,12 @@ def _check_task_recipe(recipe: Recipe) -> None:
 def _check_data(data: Data, task: Task) -> None:
     squad = task.name == "question-answering"
     _require(squad or not data.leave_out, "data.leave_out", list(data.leave_out), "absent: it is for SQuAD files")
+    if data.unlabelled:
+        single = not squad and not task.pairs
+        why = "absent: it is for text and token classification without pairs"
+        _require(single, "data.unlabelled", data.unlabelled, why)
+        _require(bool(data.unlabelled.files), "data.unlabelled.files", [], "at least one file")
+        _require(data.unlabelled.sentences >= 1, "data.unlabelled.sentences", data.unlabelled.sentences, ">= 1")
     for key in ("train_limit", "validation_limit"):
         _require(getattr(data, key) >= 0, f"data.{key}", getattr(data, key), ">= 0 (0 = all)")
     splits = [data.split, *(more.split for more in data.more_validation)]

@@ -27,6 +27,7 @@ from compression.quantize import quantize_model
 from compression.recipe import Distillation, Recipe, RecipeError, Training
 from compression.teacher import Teacher, kept_teacher, live_teacher, load_teacher
 from compression.train import append_metrics, read_metrics, train
+from compression.unlabelled import read_unlabelled
 
 # After each stage this many validation examples are judged, to see at a glance where the run stands; the full set is
 # judged once, at the end.
@@ -37,6 +38,7 @@ QUICK_EXAMPLES = 500
 class Prepared:
     """A task recipe with its data read, checked and cut into windows; `more` are further validation sets by split.
 
+    `unlabelled` windows join those of the training set where a teacher answers, see `windows_of`.
     `locked` holds the masks of a sparse checkpoint and `pattern` says where they come from; both are empty without
     `transfer`. `record` is that of the stages.
     """
@@ -51,6 +53,11 @@ class Prepared:
     locked: prune.Masks = field(default_factory=dict)
     pattern: str = ""
     record: bool = False
+    unlabelled: Sequence[Window] = ()
+
+    def windows_of(self, distillation: Distillation | None) -> Sequence[Window]:
+        """Return what a stage with this distillation, or none, trains on."""
+        return [*self.train_windows, *self.unlabelled] if distillation and self.unlabelled else self.train_windows
 
 
 def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepared:
@@ -69,6 +76,7 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
         return examples[:limit] if limit else examples
 
     training = read_training(data, recipe.task, recipe.data)
+    texts = read_unlabelled(data, recipe.data, recipe.seed)
     validation = read(recipe.data.validation, recipe.data.validation_limit)
     further = {more.split: read(more.file, recipe.data.validation_limit) for more in recipe.data.more_validation}
     locked: prune.Masks = {}
@@ -79,7 +87,18 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
     open_folder(folder, recipe_text)
     more = {split: (examples, encoder.windows(examples)) for split, examples in further.items()}
     windows = encoder.windows(training)
-    return Prepared(recipe, folder, tokenizer, windows, validation, encoder.windows(validation), more, locked, pattern)
+    return Prepared(
+        recipe,
+        folder,
+        tokenizer,
+        windows,
+        validation,
+        encoder.windows(validation),
+        more,
+        locked,
+        pattern,
+        unlabelled=encoder.unlabelled(texts),
+    )
 
 
 def _check_checkpoints(recipe: Recipe) -> bool:
@@ -253,7 +272,7 @@ def _train_stage(
         task=run.recipe.task.name,
         training=training,
         seed=run.recipe.seed + seed,
-        windows=run.train_windows,
+        windows=run.windows_of(distillation),
         matrices=encoder_matrices(model),
         masks=masks or {},
         schedule=run.recipe.prune if schedule else None,
@@ -271,7 +290,7 @@ def _teacher(run: Prepared, checkpoint: Path, distillation: Distillation, *, liv
     model.to(processes.device())  # type: ignore[arg-type]
     if live:
         return live_teacher(model, hidden=distillation.hidden > 0)
-    return kept_teacher(model, run.train_windows, _kept_logits(run))
+    return kept_teacher(model, run.windows_of(distillation), _kept_logits(run))
 
 
 def _is_live(run: Prepared, training: Training, distillation: Distillation) -> bool:
@@ -281,7 +300,7 @@ def _is_live(run: Prepared, training: Training, distillation: Distillation) -> b
     """
     if distillation.hidden or processes.device().type == "cuda":
         return True
-    return seen_once(training, len(run.train_windows)) and not _kept_logits(run).is_file()
+    return seen_once(training, len(run.windows_of(distillation))) and not _kept_logits(run).is_file()
 
 
 def _kept_logits(run: Prepared) -> Path:

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compression.data import find_source, read_conll, read_examples, read_squad, read_training
+from compression.encode import IGNORED
 from compression.examples import DataError, Example, QuestionExample, TaggedExample, TextExample
 from compression.recipe import Recipe, Task
+from compression.unlabelled import read_unlabelled
 
 SEED: Final = 0
 # A set of which training had a larger share is no test.
@@ -123,7 +125,10 @@ def _of_source(path: Path, source: str) -> list[QuestionExample]:
 
 
 def share_seen(examples: Sequence[Example], training: Iterable[Example]) -> float:
-    """Return the share of examples that training had word for word, the case of letters aside; labels do not count."""
+    """Return the share of examples that training had letter by letter, case and white space aside; labels do not count.
+
+    Where a sentence is given in words, its punctuation stands alone; in plain text it does not.
+    """
     known = {_identity(example) for example in training}
     return sum(_identity(example) in known for example in examples) / len(examples)
 
@@ -135,12 +140,13 @@ def _identity(example: Example) -> tuple[str, ...]:
         texts = (example.text, example.pair or "")
     else:
         texts = (" ".join(example.words), "")
-    return tuple(" ".join(text.casefold().split()) for text in texts)
+    return tuple("".join(text.casefold().split()) for text in texts)
 
 
 def training_examples(recipe: Recipe, data: Path) -> list[Example]:
-    """Read what the recipe trained on. Raises DataError where it is not at hand."""
-    return read_training(data, recipe.task, recipe.data)
+    """Read what the recipe trained on, labelled or not. Raises DataError where it is not at hand."""
+    texts = read_unlabelled(data, recipe.data, recipe.seed)
+    return [*read_training(data, recipe.task, recipe.data), *(TextExample(text, IGNORED) for text in texts)]
 
 
 def kept_groups(chosen: JudgingSet, task: Task) -> frozenset[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.judge.sets import OTHERS, JudgingSet, drawn, main_set, read_set, share_seen
+from compression.encode import IGNORED
 from compression.examples import DataError, QuestionExample, TaggedExample, TextExample
 from compression.read_recipe import load_recipe
 from compression.recipe import Recipe
@@ -70,3 +71,4 @@ def test_what_training_had_seen_counts_whatever_its_label() -> None:
     other = QuestionExample("2", "where?", "mary was here", ((9, "here"),))
     assert share_seen([question, other], [question]) == 0.5
     assert share_seen([TaggedExample(("a", "b"), ("O", "O"))], [TaggedExample(("A", "b"), ("O", "B-PER"))]) == 1
+    assert share_seen([TaggedExample(("A", "b", "."), ("O",) * 3)], [TextExample("a  B.", IGNORED)]) == 1

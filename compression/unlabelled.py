@@ -1,0 +1,69 @@
+"""Plain text to single sentences that nobody labelled: the teacher says what they hold, and sparse models learn it.
+
+A sparse model that has seen the labelled texts alone follows its teacher there and less elsewhere; more texts show it
+more of what the teacher knows (arXiv 1908.08962, section 3, calls them the transfer set).
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from compression.examples import DataError
+from compression.recipe import Data
+from compression.text import read_documents
+
+# Neighbouring sentences say much of the same: so many of a document at most, chosen at random.
+PER_DOCUMENT: Final = 8
+# Shorter ones are mostly headings and what is left of tables, longer ones lists.
+LEAST_CHARACTERS, MOST_CHARACTERS = 20, 500
+
+# The end of a sentence before what may begin another. Abbreviations cut some in two, which does no harm here.
+_BETWEEN: Final = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
+_ENDS: Final = (".", "!", "?", '"', "'", ")")
+
+
+def read_unlabelled(folder: Path, data: Data, seed: int) -> list[str]:
+    """Read what `data.unlabelled` of a recipe asks for from the data folder; nothing where it is absent.
+
+    Raises DataError as `read_sentences` does.
+    """
+    asked = data.unlabelled
+    return read_sentences([folder / name for name in asked.files], asked.sentences, seed) if asked else []
+
+
+def read_sentences(paths: Sequence[Path], count: int, seed: int) -> list[str]:
+    """Read `count` sentences from files as `text.read_documents` reads them, from the first documents on.
+
+    Raises DataError as that does, and where there are fewer.
+    """
+    found = list(islice(_sentences(paths, np.random.default_rng(seed)), count))
+    if len(found) < count:
+        names = ", ".join(map(str, paths))
+        raise DataError(
+            f"{names}: {len(found):,} sentences, at most {PER_DOCUMENT} of a document (a blank line stands between "
+            f"documents); data.unlabelled.sentences asks for {count:,}"
+        )
+    return found
+
+
+def _sentences(paths: Sequence[Path], chance: np.random.Generator) -> Iterator[str]:
+    for document in read_documents(paths):
+        whole = [
+            sentence
+            for paragraph in document.splitlines()
+            for sentence in split_sentences(paragraph)
+            if LEAST_CHARACTERS <= len(sentence) <= MOST_CHARACTERS and sentence.endswith(_ENDS)
+        ]
+        few = min(PER_DOCUMENT, len(whole))
+        for number in sorted(chance.choice(len(whole), few, replace=False)) if few else ():
+            yield whole[number]
+
+
+def split_sentences(paragraph: str) -> list[str]:
+    """Split a paragraph where a sentence seems to end; nothing but white space is lost."""
+    cuts = [0, *(match.end() for match in _BETWEEN.finditer(paragraph)), len(paragraph)]
+    return [piece for start, end in pairwise(cuts) if (piece := paragraph[start:end].strip())]
