@@ -67,12 +67,13 @@ class Cost:
         return self.fixed * planned.steps + self.per_token * planned.tokens
 
 
-def plan_rounds(recipe: Recipe, labelled: Sequence[Window], unlabelled: Sequence[Window] = ()) -> list[Round]:
-    """Return every round of a recipe on these windows, in order."""
+def plan_rounds(run: Prepared) -> list[Round]:
+    """Return every round of a recipe on its windows, in order."""
+    recipe = run.recipe
     rounds: list[Round] = []
     for number, (name, training) in enumerate(recipe.stages(), start=0 if recipe.teacher.trains else 1):
         distillation = _distillation(recipe, name)
-        windows = [*labelled, *unlabelled] if distillation else labelled
+        windows = run.windows_of(distillation)
         lengths = [len(window.ids) for window in windows]
         plan = plan_batches(lengths, training.batch_size, training.epochs, recipe.seed + number, training.steps)
         tokens = sum(len(batch) * max(lengths[i] for i in batch) for batch in plan)
@@ -109,7 +110,7 @@ def describe(run: Prepared) -> list[str]:
         lines.append(f"{split:<10} {len(windows):>9,} windows of {len(examples):,} examples")
     total, highest = 0.0, 0
     costs: dict[object, Cost] = {}
-    rounds = plan_rounds(recipe, run.train_windows, run.unlabelled)
+    rounds = plan_rounds(run)
     for planned in rounds:
         training = planned.training
         alike = (training.mixed_precision, training.freeze_embeddings, training.dropout > 0)
@@ -120,8 +121,8 @@ def describe(run: Prepared) -> list[str]:
         memory = program | cost.memory
         seconds, needed = cost.seconds(planned), sum(memory.values())
         total, highest = total + seconds, max(highest, needed)
-        several = len(run.windows_of(planned.distillation))
-        epochs = training.epochs or planned.steps * training.batch_size / several
+        seen = planned.steps * training.batch_size
+        epochs = training.epochs or seen / len(run.windows_of(planned.distillation))
         lines += [
             f"{planned.name:<10} {planned.steps:>9,} steps of {training.batch_size} windows "
             f"({epochs:.3g} epochs), {planned.tokens:,} tokens with padding: {shown_duration(seconds)}",

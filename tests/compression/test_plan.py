@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,8 @@ def window(length: int) -> Window:
 
 
 def test_rounds_by_hand(tmp_path: Path) -> None:
-    recipe = prepared(tmp_path).recipe
     windows = [window(6)] * 30 + [window(10)] * 2  # two batches of 16 an epoch, the long ones in one of them
-    rounds = {planned.name: planned for planned in plan.plan_rounds(recipe, windows)}
+    rounds = {planned.name: planned for planned in plan.plan_rounds(replace(prepared(tmp_path), train_windows=windows))}
     assert list(rounds) == ["teacher", "prune", "quantize", "rewind-1"]
     assert rounds["teacher"].steps == 6 and rounds["teacher"].tokens == 3 * 16 * (6 + 10)
     assert rounds["rewind-1"].steps == 1
@@ -42,7 +42,7 @@ def test_rounds_by_hand(tmp_path: Path) -> None:
 def test_hidden_states_are_taught_live_and_cost_what_they_cost(tmp_path: Path) -> None:
     hidden = "[prune.distillation]\nhidden = 2.0\n\n[prune.training]"
     one = prepared(tmp_path, **{"[prune.training]": hidden})
-    rounds = {planned.name: planned for planned in plan.plan_rounds(one.recipe, one.train_windows)}
+    rounds = {planned.name: planned for planned in plan.plan_rounds(one)}
     assert rounds["prune"].live and rounds["prune"].compares_hidden
     assert rounds["quantize"].live and not rounds["quantize"].compares_hidden, "one epoch, and no logits were kept"
     assert plan.measure(one, rounds["prune"]).seconds(rounds["prune"]) > 0
@@ -50,7 +50,7 @@ def test_hidden_states_are_taught_live_and_cost_what_they_cost(tmp_path: Path) -
 
 def test_memory_of_weights_gradients_and_moments(tmp_path: Path) -> None:
     one = prepared(tmp_path)
-    rounds = {planned.name: planned for planned in plan.plan_rounds(one.recipe, one.train_windows)}
+    rounds = {planned.name: planned for planned in plan.plan_rounds(one)}
     model = load_model(one.recipe.checkpoint, one.recipe.task)
     weights = sum(parameter.numel() for parameter in model.parameters())
     frozen = sum(parameter.numel() for parameter in model.base_model.get_submodule("embeddings").parameters())

@@ -1,5 +1,6 @@
 """Texts without labels: found in plain text, cut into windows without targets, and followed by the sparse model."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -154,7 +155,7 @@ def test_the_sparse_model_follows_its_teacher_on_texts_without_labels(tmp_path: 
         assert len(one.unlabelled) == 200 and len(one.windows_of(None)) == len(one.train_windows)
         apart[sentences] = distance(one)
         found = {line["stage"]: line["step"] + 1 for line in read_metrics(one.folder) if "step" in line}
-        rounds = plan.plan_rounds(read, one.train_windows, one.unlabelled if sentences else ())
+        rounds = plan.plan_rounds(one if sentences else replace(one, unlabelled=()))
         assert found == {planned.name: planned.steps for planned in rounds}
     assert apart[200] < 0.6 * apart[0]
 
@@ -173,6 +174,17 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) ->
     assert old in text
     with pytest.raises(ValueError, match="(?s)" + message.replace("[", r"\[").replace("+", r"\+")):
         parse_recipe(text.replace(old, new, 1))
+
+
+def test_check_says_how_many_there_are_and_counts_their_steps(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipe_with(tmp_path, "text-classification", sentences=200))
+    result = CliRunner().invoke(app, ["check", str(recipe), "--data", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    labelled = len((tmp_path / "text-classification.data").read_text().splitlines()) - 1
+    assert f"training   {labelled:>9,} windows" in result.output and "unlabelled       200 windows" in result.output
+    assert f"prune      {6 * -(-(labelled + 200) // 16):>9,} steps" in result.output
+    assert f"teacher    {6 * labelled // 16:>9,} steps" in result.output
 
 
 @pytest.mark.parametrize("task", ["question-answering", "pairs"])
