@@ -1,7 +1,10 @@
 """Files to examples: which reader a task and a file need; SQuAD JSON and CoNLL columns. No tokens here."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from compression.data_hub import PREFIX, read_hub
 from compression.data_table import read_table
@@ -24,6 +27,7 @@ __all__ = [
     "TextExample",
     "find_source",
     "read_conll",
+    "read_contexts",
     "read_examples",
     "read_squad",
     "read_training",
@@ -46,10 +50,7 @@ def read_training(folder: Path, task: Task, data: Data) -> list[Example]:
     examples = read_examples(source, task, data.table)
     if data.leave_out:
         origins = {example.source for example in examples if isinstance(example, QuestionExample)}
-        for name in data.leave_out:
-            if name not in origins:
-                found = ", ".join(sorted(filter(None, origins))) or "none"
-                raise DataError(f'{source}: no article has "source": "{name}", as data.leave_out says; found: {found}')
+        _check_sources(source, origins, data.leave_out, "data.leave_out")
         examples = [e for e in examples if isinstance(e, QuestionExample) and e.source not in data.leave_out]
         if not examples:
             raise DataError(f"{source}: data.leave_out leaves nothing to train on")
@@ -99,9 +100,7 @@ def read_squad(path: Path) -> list[QuestionExample]:
 
     Raises DataError for other content.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        paragraphs = [(article, paragraph) for article in document["data"] for paragraph in article["paragraphs"]]
+    with _squad_errors(path, "question-answering"):
         return [
             QuestionExample(
                 id=str(qa["id"]),
@@ -110,11 +109,46 @@ def read_squad(path: Path) -> list[QuestionExample]:
                 answers=tuple((int(answer["answer_start"]), answer["text"]) for answer in qa["answers"]),
                 source=str(article.get("source", "")),
             )
-            for article, paragraph in paragraphs
+            for article, paragraph in _paragraphs(path)
             for qa in paragraph["qas"]
         ]
+
+
+def read_contexts(path: Path, sources: tuple[str, ...] = ()) -> list[str]:
+    """Read the contexts of SQuAD JSON without their questions, of articles whose field `source` is in `sources`.
+
+    Without `sources` all. Raises DataError for a missing file, other content, and a source that no article has.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give the folder that holds it with --data")
+    with _squad_errors(path, "data.unlabelled"):
+        found = [
+            (str(article.get("source", "")), str(paragraph["context"])) for article, paragraph in _paragraphs(path)
+        ]
+    _check_sources(path, {source for source, _ in found}, sources, "data.unlabelled.sources")
+    return [context for source, context in found if not sources or source in sources]
+
+
+def _paragraphs(path: Path) -> list[tuple[Any, Any]]:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return [(article, paragraph) for article in document["data"] for paragraph in article["paragraphs"]]
+
+
+@contextmanager
+def _squad_errors(path: Path, reader: str) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text: {error}") from error
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a SQuAD JSON file, as question-answering needs: {error!r}") from error
+        raise DataError(f"{path}: not a SQuAD JSON file, as {reader} needs: {error!r}") from error
+
+
+def _check_sources(where: Path | str, there: set[str], wanted: tuple[str, ...], key: str) -> None:
+    for name in wanted:
+        if name not in there:
+            found = ", ".join(sorted(filter(None, there))) or "none"
+            raise DataError(f'{where}: no article has "source": "{name}", as {key} says; found: {found}')
 
 
 def read_conll(path: Path, groups: tuple[str, ...]) -> list[TaggedExample]:

@@ -29,6 +29,7 @@ from compression.checkpoint import (
 from compression.masking import MaskedWindows
 from compression.objective import Batch, collate, hidden_distance
 from compression.recipe import Distillation, LanguageTask
+from compression.token_losses import token_losses
 
 # Tokens whose logits exist at a time: 31 MB a tensor at BERT's vocabulary, about what a CPU's last-level cache holds;
 # on a GPU 250 MB, enough work for its kernels.
@@ -192,30 +193,19 @@ class LanguageLoss:
         expected = None if taught is None else taught.last_hidden_state.flatten(0, 1).index_select(0, at)
         head, given = token_head(self.model), batch.targets.flatten().index_select(0, at)
         teacher_head = token_head(self.teacher) if taught is not None and self.teacher else None
+        shared = (shares["masked"] / max(1, int(masked.sum())), shares["compared"] / max(1, len(places)))
+        weighted = (weights.task * shared[0], weights.teacher * shared[1])
         parts = [torch.zeros(2, device=states.device)]
-        share = torch.tensor(
-            [shares["masked"] / max(1, int(masked.sum())), shares["compared"] / max(1, len(places))],
-            device=states.device,
-        )
 
-        def loss_of(chunk: slice, states: Tensor) -> Tensor:
-            logits = head(states).float()
-            asked = torch.from_numpy(np.flatnonzero(labelled[chunk])).to(logits.device)
-            told, wanted = logits.index_select(0, asked), given[chunk].index_select(0, asked)
-            sums = [functional.cross_entropy(told, wanted, reduction="sum")]
-            if teacher_head is None or expected is None:
-                sums.append(torch.zeros_like(sums[0]))
-            else:
-                with torch.no_grad():
-                    answers = teacher_head(expected[chunk]).float()
-                sums.append(divergence_sum(logits, answers, weights.temperature))
-            means = torch.stack(sums) * share
-            parts.append(means.detach())
-            return weights.task * means[0] + weights.teacher * means[1]
+        def loss_of(chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+            answers = None if teacher_head is None or expected is None else teacher_head(expected[chunk])
+            sums, slope = token_losses(logits, answers, given[chunk], labelled[chunk], weighted, weights.temperature)
+            parts.append(sums)
+            return weighted[0] * sums[0] + weighted[1] * sums[1], slope
 
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        total = chunked_loss(loss_of, states, trained, CHUNK_TOKENS[states.device.type])
-        task, divergence = torch.stack(parts).sum(dim=0)
+        total = chunked_loss(head, loss_of, states, trained, CHUNK_TOKENS[states.device.type])
+        task, divergence = (share * part for share, part in zip(shared, torch.stack(parts).sum(dim=0), strict=True))
         return total, task, divergence
 
 
@@ -240,20 +230,25 @@ def divergence_sum(student: Tensor, teacher: Tensor, temperature: float) -> Tens
 
 
 def chunked_loss(
-    loss_of: Callable[[slice, Tensor], Tensor], states: Tensor, parameters: list[nn.Parameter], size: int
+    head: Head,
+    loss_of: Callable[[slice, Tensor], tuple[Tensor, Tensor]],
+    states: Tensor,
+    parameters: list[nn.Parameter],
+    size: int,
 ) -> Tensor:
-    """Return the sum of `loss_of(slice, states[slice])` over slices of `size` rows of `states` [N, H].
+    """Return the sum of the losses of slices of `size` rows of `states` [N, H], whose logits are `head(states[slice])`.
 
-    The gradients of `states` and `parameters` are computed slice by slice in the forward pass, so what a slice needs
-    in between is freed before the next one, and nothing is computed twice.
+    `loss_of(slice, logits)` returns the loss of a slice and its gradient by the logits, without autograd. The gradients
+    of `states` and `parameters` are computed slice by slice in the forward pass, so what a slice needs in between is
+    freed before the next one, and nothing is computed twice.
     """
-    result: Tensor = _ChunkedLoss.apply(loss_of, size, states, *parameters)  # type: ignore[no-untyped-call]
+    result: Tensor = _ChunkedLoss.apply(head, loss_of, size, states, *parameters)  # type: ignore[no-untyped-call]
     return result
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss_of: Any, size: int, states: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, head: Any, loss_of: Any, size: int, states: Tensor, *parameters: Tensor) -> Tensor:
         leaf = states.detach().requires_grad_()
         gradients = [torch.zeros_like(tensor) for tensor in (states, *parameters)]
         total = torch.zeros((), device=states.device)
@@ -261,9 +256,10 @@ class _ChunkedLoss(torch.autograd.Function):
             chunk = slice(start, start + size)
             with torch.enable_grad():
                 part = leaf[chunk]
-                loss = loss_of(chunk, part)
-                found = torch.autograd.grad(loss, (part, *parameters), allow_unused=True)
-            total += loss.detach()
+                logits = head(part)
+            loss, slope = loss_of(chunk, logits.detach())
+            found = torch.autograd.grad(logits, (part, *parameters), slope, allow_unused=True)
+            total += loss
             for into, gradient in zip([gradients[0][chunk], *gradients[1:]], found, strict=True):
                 if gradient is not None:
                     into += gradient
@@ -272,7 +268,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *(gradient * slope for gradient in ctx.saved_tensors))
+        return (None, None, None, *(gradient * slope for gradient in ctx.saved_tensors))
 
 
 @torch.no_grad()

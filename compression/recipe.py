@@ -68,10 +68,14 @@ class Validation:
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """Plain text of which so many sentences join what sparse models distil on, see `compression.unlabelled`."""
+    """Texts of which so many sentences join what sparse models distil on, see `compression.unlabelled`.
+
+    Of SQuAD files only articles whose field `source` is in `sources`, where any are named.
+    """
 
     files: tuple[str, ...]
     sentences: int
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,18 @@
-"""Plain text to single sentences that nobody labelled: the teacher says what they hold, and sparse models learn it.
+"""Texts to single sentences that nobody labelled: the teacher says what they hold, and sparse models learn it.
 
 A sparse model that has seen the labelled texts alone follows its teacher there and less elsewhere; more texts show it
 more of what the teacher knows (arXiv 1908.08962, section 3, calls them the transfer set).
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from compression.data import read_contexts
 from compression.examples import DataError
 from compression.recipe import Data
 from compression.text import read_documents
@@ -32,26 +33,36 @@ def read_unlabelled(folder: Path, data: Data, seed: int) -> list[str]:
     Raises DataError as `read_sentences` does.
     """
     asked = data.unlabelled
-    return read_sentences([folder / name for name in asked.files], asked.sentences, seed) if asked else []
+    if asked is None:
+        return []
+    return read_sentences([folder / name for name in asked.files], asked.sentences, seed, asked.sources)
 
 
-def read_sentences(paths: Sequence[Path], count: int, seed: int) -> list[str]:
-    """Read `count` sentences from files as `text.read_documents` reads them, from the first documents on.
+def read_sentences(paths: Sequence[Path], count: int, seed: int, sources: tuple[str, ...] = ()) -> list[str]:
+    """Read `count` sentences from files, from the first documents of the first file on.
 
-    Raises DataError as that does, and where there are fewer.
+    A file is SQuAD JSON (`.json`), every context of `sources` (none named: of all) a document, or text, see
+    `data.read_contexts` and `text.read_documents`. Raises DataError as these do, and where there are fewer.
     """
-    found = list(islice(_sentences(paths, np.random.default_rng(seed)), count))
+    documents = (document for path in paths for document in _documents(path, sources))
+    found = list(islice(_sentences(documents, np.random.default_rng(seed)), count))
     if len(found) < count:
         names = ", ".join(map(str, paths))
         raise DataError(
-            f"{names}: {len(found):,} sentences, at most {PER_DOCUMENT} of a document (a blank line stands between "
-            f"documents); data.unlabelled.sentences asks for {count:,}"
+            f"{names}: {len(found):,} sentences, at most {PER_DOCUMENT} of a document (what stands between "
+            f"blank lines, or a context of a SQuAD file); data.unlabelled.sentences asks for {count:,}"
         )
     return found
 
 
-def _sentences(paths: Sequence[Path], chance: np.random.Generator) -> Iterator[str]:
-    for document in read_documents(paths):
+def _documents(path: Path, sources: tuple[str, ...]) -> Iterable[str]:
+    if path.suffix == ".json":
+        return dict.fromkeys(read_contexts(path, sources))  # a context may stand there more than once
+    return read_documents([path])
+
+
+def _sentences(documents: Iterable[str], chance: np.random.Generator) -> Iterator[str]:
+    for document in documents:
         whole = [
             sentence
             for paragraph in document.splitlines()

@@ -177,15 +177,15 @@ def test_chunks_of_a_sum_give_its_gradient_in_bfloat16_autocast_too() -> None:
     head = torch.nn.Linear(8, 50)
     states = torch.randn(33, 8, requires_grad=True)
 
-    def loss_of(_chunk: slice, part: Tensor) -> Tensor:
-        return head(part).float().logsumexp(dim=-1).sum()
+    def loss_of(_chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return logits.float().logsumexp(dim=-1).sum(), logits.float().softmax(dim=-1).to(logits.dtype)
 
     gradients = []
     for size in (33, 4):
         states.grad = None
         head.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = chunked_loss(loss_of, states, list(head.parameters()), size)
+            loss = chunked_loss(head, loss_of, states, list(head.parameters()), size)
         loss.backward()
         gradients.append([states.grad.clone(), head.weight.grad.clone(), head.bias.grad.clone()])
     # bfloat16 has 8 bits; the sum over 33 rows is rounded once or in 9 parts.

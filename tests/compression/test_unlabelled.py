@@ -1,8 +1,11 @@
 """Texts without labels: found in plain text, cut into windows without targets, and followed by the sparse model."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +67,43 @@ def test_few_sentences_of_each_document_in_order_and_the_same_every_time(tmp_pat
     assert all(a < b for a, b in pairwise(places))
     with pytest.raises(DataError, match=rf"a\.txt: {4 * PER_DOCUMENT} sentences, at most .* asks for 999"):
         read_sentences([path], 999, seed=1)
+
+
+def test_contexts_of_a_squad_file_are_documents_and_its_questions_are_not_read(tmp_path: Path) -> None:
+    def article(source: str, contexts: Sequence[str]) -> dict[str, Any]:
+        return {
+            "source": source,
+            "paragraphs": [{"context": text, "qas": [{"question": "Why so?"}]} for text in contexts],
+        }
+
+    films = ["The film was long and loud. Nobody slept in it at all.", "A second context of this source ends here."]
+    towns = ["The old town stands on a river in the hills."]
+    squad, more = tmp_path / "train.json", tmp_path / "more.txt"
+    squad.write_text(json.dumps({"data": [article("towns", towns), article("films", [*films, films[0]])]}))
+    more.write_text("What stands in the second file comes last.\n")
+    sentences = ["The film was long and loud.", "Nobody slept in it at all.", films[1]]
+    assert read_sentences([squad, more], 4, 1, ("films",)) == [*sentences, more.read_text().strip()]
+    assert read_sentences([squad], 4, 1) == [*towns, *sentences]
+    for content, sources, message in (
+        (
+            squad.read_text(),
+            ("rivers",),
+            'no article has "source": "rivers", as data.unlabelled.sources says; found: films',
+        ),
+        ('{"data": [{"paragraphs": [{}]}]}', (), "not a SQuAD JSON file, as data.unlabelled needs: KeyError"),
+        ("[1, 2]", (), "not a SQuAD JSON file"),
+    ):
+        squad.write_text(content)
+        with pytest.raises(DataError, match=message):
+            read_sentences([squad], 1, 1, sources)
+    squad.write_bytes(b"\xff{}")
+    with pytest.raises(DataError, match=r"train\.json: not UTF-8"):
+        read_sentences([squad], 1, 1)
+    with pytest.raises(DataError, match=r"films\.json: no such file"):
+        read_sentences([tmp_path / "films.json"], 1, 1)
+    more.rename(tmp_path / "more.csv")
+    with pytest.raises(DataError, match=r"more\.csv: plain text must end in"):
+        read_sentences([tmp_path / "more.csv"], 1, 1)
 
 
 def test_windows_are_those_of_training_without_targets() -> None:
