@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The service and its embedded models: docker build -t sparselane . && docker run --rm -p 8000:8000 sparselane
+# The service and its embedded models: docker build -t sparselane:0.1.0 . && docker run --rm -p 8000:8000 sparselane:0.1.0
 # Where no container engine runs: image/build.sh. What it weighs and how fast it starts: bench/record/2026-11-27_image.
 # Debian 12 or newer, amd64 or arm64, on either of them; the image gets Debian's Python.
 ARG DEBIAN_IMAGE=debian:trixie-slim

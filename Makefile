@@ -1,5 +1,5 @@
 # Every command of the project; CI and the README call these and nothing of their own. A clean clone needs Python 3.11-3.13,
-# a C++20 compiler and make. Everything else goes into $(VENV) at the versions in constraints.txt.
+# its headers, a C++20 compiler and make. Everything else goes into $(VENV) at the versions in constraints.txt.
 # Not Python 3.14: its standard library has a package named `compression`, which would hide ours.
 
 VENV ?= .venv
@@ -78,6 +78,8 @@ $(VENV)/.python:
 
 $(VENV)/.tools: constraints.txt | $(VENV)/.python
 	@command -v $${CXX:-c++} >/dev/null || { echo "error: no C++ compiler ($${CXX:-c++}): install g++ or clang, or set CXX" >&2; exit 1; }
+	@$(BIN)/python -c 'import pathlib, sys, sysconfig; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").is_file())' || { \
+	    echo "error: no Python.h, the headers of $$($(BIN)/python -V), which the engine is compiled with: on Debian install python3-dev" >&2; exit 1; }
 	@echo "==> Installing the build tools"
 	@$(PIP) install --constraint constraints.txt scikit-build-core nanobind cmake ninja
 	@touch $@

@@ -105,6 +105,7 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere; ours is in service/pages.py
         redoc_url=None,
+        redirect_slashes=False,  # a redirect answers nobody's question, and would be counted as an answer
         # FastAPI's own spans and log events would double ours, and the events hold messages that quote texts.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )

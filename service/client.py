@@ -31,6 +31,7 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from service.call import LONGEST_TIMEOUT_MS
 from service.schemas import (
     Answer,
     Entity,
@@ -164,7 +165,9 @@ class _Face:
         return f"{self._url}/v1/{task}", TypeAdapter(dict[str, Any]).dump_json(body)
 
     def _timed(self, left: float) -> dict[str, str]:
-        return {**self._headers, "x-request-timeout-ms": str(max(1, int(left * 1000)))}
+        # The server waits no longer than that for one answer, and refuses to be asked to.
+        milliseconds = min(left * 1000, LONGEST_TIMEOUT_MS)
+        return {**self._headers, "x-request-timeout-ms": str(max(1, int(milliseconds)))}
 
 
 def _settled(response: httpx.Response) -> bytes | ClientError:

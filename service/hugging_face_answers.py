@@ -5,7 +5,7 @@ written down here after their published behaviour, defects that lose nothing inc
 it is used to; `service.question_answering` and `service.token_classification` are how we would have it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +100,7 @@ def entities(
     logits: Sequence[Floats],
     *,
     strategy: str,
-    ignored: Sequence[str],
+    ignored: Collection[str],
     by_window: bool,
 ) -> list[TokenEntity] | list[GroupedEntity]:
     """Return the entities of a text, from logits, [T, C] per window.
@@ -130,7 +130,7 @@ def _softmax(rows: Floats) -> Scores:
 
 
 def _tokens(
-    model: Model, text: str, encoded: Encoded, start: int, end: int, rows: Floats, ignored: Sequence[str]
+    model: Model, text: str, encoded: Encoded, start: int, end: int, rows: Floats, ignored: Collection[str]
 ) -> Iterator[TokenEntity]:
     pieces = _pieces(model, text, encoded, start, end, _softmax(rows), "none")
     for index, piece in enumerate(pieces, start=1):

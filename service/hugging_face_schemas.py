@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from service.schemas import (
     MOST_ANSWERS,
+    MOST_IGNORED,
     SHORTEST_WINDOW,
     FirstErrorOnly,
     Inputs,
@@ -75,7 +76,9 @@ class TokenClassification(Strict):
         Literal["none", "simple", "first", "average", "max"] | None,
         Field(description="how tokens become entities; none: each is one; null: simple"),
     ] = None
-    ignore_labels: Annotated[list[str] | None, FailFast(), Field(description='null: ["O"]')] = None
+    ignore_labels: Annotated[
+        list[str] | None, FailFast(), Field(max_length=MOST_IGNORED, description='null: ["O"]')
+    ] = None
     stride: Annotated[
         int | None,
         Field(

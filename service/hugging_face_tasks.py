@@ -119,7 +119,7 @@ def _encode_tokens(model: Model, text: str, parameters: TokenClassification, _: 
 def _decode_tokens(
     model: Model, text: str, encoded: Encoded, logits: Sequence[Floats], parameters: TokenClassification
 ) -> list[TokenEntity | GroupedEntity]:
-    ignored = ["O"] if parameters.ignore_labels is None else parameters.ignore_labels
+    ignored = frozenset(["O"] if parameters.ignore_labels is None else parameters.ignore_labels)
     found = entities(
         model,
         text,

@@ -104,6 +104,7 @@ class RequestContext:
             self._lifecycle.cut_off += 1
             if not status:
                 stopped = NotReadyError("the server stopped before this was answered: send it again", retry_after=1)
+                state["outcome"] = meaning(stopped).outcome
                 await problem_response(stopped, record.request_id)(scope, receive, send_marked)
             raise
         except Exception as error:

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any, Final, TextIO
 
 from service.errors import StartupError
-from service.rows import Form
+from service.rows import PREDICTED, Form
 
 # A power cut costs at most this much work; kill -9 alone costs none.
 SYNC_SECONDS: Final = 1.0
@@ -118,7 +118,8 @@ def finish(part: PartFile, output: Path, errors: Path, form: Form) -> None:
 @contextmanager
 def _renamed(path: Path) -> Iterator[TextIO]:
     unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    # A carried field may hold half a surrogate pair, which JSON can spell and UTF-8 cannot: written as JSON spells it.
+    with unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -154,4 +155,4 @@ def _write_csv(file: TextIO, part: PartFile) -> None:
 def _best(record: Record) -> dict[str, Any]:
     """Return the fields of the first entry, renamed: a column `label` may be the one to compare with."""
     entries = record.get("results") or [{}]
-    return {} if "entity_group" in entries[0] else {f"predicted_{name}": value for name, value in entries[0].items()}
+    return {} if "entity_group" in entries[0] else {f"{PREDICTED}{name}": value for name, value in entries[0].items()}

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 
 from service.batcher import Batcher, forward, too_many_tokens
 from service.call import Call
+from service.call import current as current_call
 from service.errors import ClientGoneError, TooLargeError
 from service.front import Front
 from service.metrics import Metrics
@@ -28,6 +29,7 @@ TASKS: Final[Mapping[str, Task[Any, Any, Any]]] = MappingProxyType(
     {task.name: task for task in (QUESTION_ANSWERING, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION)}
 )
 # Texts of fewer characters are read on the event loop: that takes less than a millisecond, as two changes of thread do.
+# So are answers made of fewer tokens; windows that a caller made overlap have many more tokens than the text.
 AT_ONCE: Final = 2_000
 # Requests with more have a thread of their own, so that a book does not hold up every page.
 LONG: Final = 20_000
@@ -114,11 +116,11 @@ class Pipeline:
         tokenized = perf_counter()
         read = usage(encoded)
         record.read(read)
-        with charged(record.quota, read.tokens):
+        with charged(record.quota, read.tokens, current_call().deadline):
             inferred = await self._batcher.infer(model, [window for input_ in encoded for window in input_.windows])
         done = perf_counter()
         results = await self._in_thread(
-            characters, decode_all, task, model, items, encoded, inferred.logits, request.parameters
+            max(characters, read.tokens), decode_all, task, model, items, encoded, inferred.logits, request.parameters
         )
         stages = {
             "tokenize": tokenized - began,
@@ -142,7 +144,7 @@ class Pipeline:
                     raise TooLargeError.at(where, message, value=len(text), limit=longest)
 
     async def _in_thread(self, characters: int, work: Callable[..., Result], *arguments: object) -> Result:
-        """Do `work` on texts of so many characters where it holds up the fewest others."""
+        """Do `work` on so many characters, or tokens, where it holds up the fewest others."""
         if characters < AT_ONCE:
             return work(*arguments)
         threads = self._texts if characters < LONG else self._long_texts

@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from service.errors import InvalidRequestError
 from service.models import Model
+from service.offsets import in_unit
 from service.schemas import Answer, QuestionAnsweringParameters, QuestionInput
 from service.task import Task
 from service.windows import Encoded, Floats, Tokens, with_marks
@@ -62,7 +63,8 @@ def decode(
         answers.setdefault(span, float(np.exp(value - best) / total))
         if len(answers) == parameters.top_k:
             break
-    return [Answer(answer=item.context[a:b], score=score, start=a, end=b) for (a, b), score in answers.items()]
+    found = [Answer(answer=item.context[a:b], score=score, start=a, end=b) for (a, b), score in answers.items()]
+    return in_unit(parameters.offset_unit, item.context, found)
 
 
 def _null_worth(model: Model, logits: Sequence[Floats], wanted: bool | None) -> float:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import ceil
-from time import monotonic
+from math import ceil, inf
+from time import monotonic, perf_counter
 from typing import Final
 
 from service.errors import QuotaExceededError, TooLargeError
 
 WINDOW_SECONDS: Final = 60
+# Timers of the event loop count whole milliseconds: a deadline's may end just before it.
+TIMER_EARLY_SECONDS: Final = 0.002
 
 
 class Bucket:
@@ -84,10 +86,11 @@ class Bucket:
 
 
 @contextmanager
-def charged(bucket: Bucket | None, tokens: int) -> Iterator[None]:
+def charged(bucket: Bucket | None, tokens: int, deadline: float = inf) -> Iterator[None]:
     """Take `tokens` before the engine is asked; give them back if it refuses, fails, or is too late.
 
-    A caller who leaves pays: cancelling is free for nobody else. Without a bucket nothing is counted.
+    A caller who leaves pays: cancelling is free for nobody else. But what passes its `deadline`, `perf_counter`
+    seconds, is cancelled too. Without a bucket nothing is counted.
 
     Raises:
         QuotaExceededError, TooLargeError: see `Bucket.take`.
@@ -98,6 +101,8 @@ def charged(bucket: Bucket | None, tokens: int) -> Iterator[None]:
     bucket.take(tokens)
     try:
         yield
-    except Exception:  # not CancelledError, which is a caller who left
-        bucket.give_back(tokens)
+    except BaseException as error:
+        # Else a CancelledError of a caller who left.
+        if isinstance(error, Exception) or perf_counter() >= deadline - TIMER_EARLY_SECONDS:
+            bucket.give_back(tokens)
         raise

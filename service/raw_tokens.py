@@ -53,7 +53,8 @@ def rows(model: Model, tensors: Mapping[str, Int64s], pointers: Mapping[str, str
             message = f"it must be that of input_ids, {list(ids.shape)}"
             raise InvalidRequestError.at(f"{pointers[name]}/shape", message, value=list(tensor.shape))
     limits = model.embeddings
-    if len(ids) and not 1 <= ids.shape[1] <= limits.positions:
+    # No sequences have a length, too: a mask of it is made below.
+    if ids.shape[1] > limits.positions or (len(ids) and not ids.shape[1]):
         message = f"the length must be 1 to {limits.positions}, the positions that the model has"
         raise InvalidRequestError.at(
             f"{pointers['input_ids']}/shape", message, value=ids.shape[1], limit=limits.positions

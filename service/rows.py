@@ -7,7 +7,7 @@ latter; empty lines are skipped. CSV (RFC 4180): a header with those names. What
 import csv
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,9 @@ from service.errors import StartupError, nearest, shown
 
 Form = Literal["ndjson", "csv"]
 FORMS: Final = MappingProxyType({".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv"})
+# Fields that the output adds: one of the same name would be lost. CSV has more of them, PREDICTED and a name.
+ADDED: Final = ("line", "results")
+PREDICTED: Final = "predicted_"
 # One field of a CSV row; Python's own limit, 128 KiB, is below the longest text in four-byte characters.
 MAX_FIELD_CHARS: Final = 16 * 1024 * 1024
 
@@ -55,7 +58,7 @@ def read_rows(stream: BinaryIO, form: Form, task: str) -> Iterator[Row]:
     """Yield the rows of `stream`, each read when it is asked for.
 
     Raises:
-        StartupError: a CSV file without the columns that the task needs.
+        StartupError: a column that the task needs is missing, or the first row has a field that the output adds.
     """
     names = ("question", "context") if task == "question-answering" else ("text",)
     lines = _Lines(stream)
@@ -90,10 +93,20 @@ class _Lines:
         return Row(line, self.check, self.end, item, carried)
 
 
+def _check_added(taken: Iterable[str]) -> None:
+    for name in taken:
+        raise StartupError(f"the input has a field '{name}', which the output adds to each row: rename it")
+
+
 def _ndjson_rows(lines: _Lines, names: tuple[str, ...]) -> Iterator[Row]:
+    began = False
     for text in lines:
         if text.strip():
-            yield lines.row(lines.number, names, _parsed(text))
+            fields = _parsed(text)
+            if not began and isinstance(fields, dict):
+                _check_added(name for name in fields if name in ADDED)
+            began = True
+            yield lines.row(lines.number, names, fields)
 
 
 def _parsed(text: str) -> Any:
@@ -112,6 +125,7 @@ def _csv_rows(lines: _Lines, names: tuple[str, ...]) -> Iterator[Row]:
     header = next(records, [])
     if missing := [name for name in names if name not in header]:
         raise StartupError(f"the CSV file has no column '{missing[0]}'{nearest(missing[0], header)}")
+    _check_added(name for name in header if name in ADDED or name.startswith(PREDICTED))
     while True:
         line = lines.number + 1
         try:
@@ -143,6 +157,8 @@ def _item(fields: Any, names: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"the row is {shown(fields)}, must be an object with {' and '.join(names)}")
     if missing := [name for name in names if name not in fields]:
         raise ValueError(f"the row has no '{missing[0]}'{nearest(missing[0], map(str, fields))}")
+    if taken := [name for name in ADDED if name in fields]:
+        raise ValueError(f"the row has a field '{taken[0]}', which the output adds to each row: rename it")
     carried = {name: value for name, value in fields.items() if name not in names}
     if names == ("text",):
         return fields["text"], carried

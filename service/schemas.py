@@ -11,6 +11,8 @@ from service.errors import nearest, shown
 LONGEST_ANSWER = 128
 # Each answer is searched for among the spans behind the ones before it.
 MOST_ANSWERS = 100
+# Groups that a request may name to be left out: more than any model has, and few to look through for each entity.
+MOST_IGNORED = 1000
 # The shortest window that a caller may ask for: three special tokens, and some of the question and the context.
 SHORTEST_WINDOW = 8
 
@@ -71,6 +73,12 @@ TextOrPair = Annotated[
 ]
 
 
+OffsetUnit = Literal["code_point", "utf16"]
+Offsets = Annotated[
+    OffsetUnit, Field(description="what start and end count; utf16: the units of JavaScript's and Java's strings")
+]
+
+
 class QuestionAnsweringParameters(Strict):
     """How answers are chosen."""
 
@@ -94,6 +102,7 @@ class QuestionAnsweringParameters(Strict):
     align_to_words: Annotated[
         bool, Field(description="whether answers grow to whole words; false: they begin and end with a token")
     ] = True
+    offset_unit: Offsets = "code_point"
 
 
 class TextClassificationParameters(Strict):
@@ -120,11 +129,14 @@ class TokenClassificationParameters(Strict):
         ),
     ] = "first"
     ignore_labels: Annotated[
-        list[str], FailFast(), Field(description='groups not to answer; "O" are words outside entities')
+        list[str],
+        FailFast(),
+        Field(max_length=MOST_IGNORED, description='groups not to answer; "O" are words outside entities'),
     ] = ["O"]
     stride: Annotated[
         int | None, Field(ge=0, description="tokens that neighbouring windows share; null: the model's")
     ] = None
+    offset_unit: Offsets = "code_point"
 
 
 Item = TypeVar("Item")
@@ -221,6 +233,7 @@ class Output(BaseModel):
 
 Score = Annotated[float, Field(ge=0, le=1)]
 CodePoint = Annotated[int, Field(ge=0, description="code points into the text that was sent")]
+Offset = Annotated[int, Field(ge=0, description="into the text that was sent: code points, or what offset_unit says")]
 
 
 class Answer(Output):
@@ -231,8 +244,8 @@ class Answer(Output):
 
     answer: str
     score: Score
-    start: CodePoint
-    end: CodePoint
+    start: Offset
+    end: Offset
 
 
 class Label(Output):
@@ -251,8 +264,8 @@ class Entity(Output):
     entity_group: str
     score: Score
     word: str
-    start: CodePoint
-    end: CodePoint
+    start: Offset
+    end: Offset
 
 
 class Usage(Output):

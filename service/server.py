@@ -113,6 +113,8 @@ def serve(settings: Settings) -> int:
     """
     # Its default would end a server that still loads; see Server.startup for what it does from then on.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # The kernel keeps a signal without a handler from process 1, which a container's server is; later uvicorn has one.
+    signal.signal(signal.SIGTERM, _stop_loading)
     log.info("settings", extra={"fields": {"settings": shown_settings(settings)}})
     with bind(settings.host, settings.port) as listener, bind_probes(settings) as probe_listener:
         began = perf_counter()
@@ -128,6 +130,11 @@ def serve(settings: Settings) -> int:
         )
         with Probes(probe_listener, app.state.health) as probes:
             return _run(app, listener, probes, settings, greeting)
+
+
+def _stop_loading(_signal: int, _frame: FrameType | None) -> None:
+    log.info("SIGTERM before the server was ready: stopped")
+    sys.exit(0)
 
 
 def bind_probes(settings: Settings) -> socket.socket:

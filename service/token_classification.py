@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from service.errors import InvalidRequestError, nearest
 from service.models import Model
+from service.offsets import in_unit
 from service.schemas import Entity, Text, TokenClassificationParameters
 from service.task import Task
 from service.windows import Encoded, Floats, merged, with_marks
@@ -49,12 +50,13 @@ def decode(
     rows = merged(encoded, logits).astype(np.float64)
     exponentials = np.exp(rows - rows.max(axis=1, keepdims=True))
     words = _words(model, text, encoded, exponentials / exponentials.sum(axis=1, keepdims=True), parameters.aggregation)
-    alone = parameters.aggregation == "none"
-    return [
+    alone, ignored = parameters.aggregation == "none", frozenset(parameters.ignore_labels)
+    found = [
         _entity(text, group[0][0] if alone else _group(group[0][0]), group)
         for group in ([[word] for word in words] if alone else _groups(words))
-        if _group(group[0][0]) not in parameters.ignore_labels
+        if _group(group[0][0]) not in ignored
     ]
+    return in_unit(parameters.offset_unit, text, found)
 
 
 def _words(model: Model, text: str, encoded: Encoded, scores: Scores, aggregation: str) -> list[Word]:

@@ -56,7 +56,7 @@ def test_account_has_no_token(manifests: list[Manifest], pod: Manifest) -> None:
 
 def test_probes(container: Manifest) -> None:
     paths = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
-    assert paths == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/healthz"}
+    assert paths == {"startup": "/healthz", "readiness": "/readyz", "liveness": "/healthz"}
     assert {container[f"{kind}Probe"]["httpGet"]["port"] for kind in paths} == {"probes"}
 
 

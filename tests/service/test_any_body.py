@@ -37,6 +37,7 @@ PARAMETERS = st.fixed_dictionaries(
         "max_question_tokens": st.integers(0, 40) | ANYTHING,
         "no_answer": st.booleans() | ANYTHING,
         "align_to_words": st.booleans() | ANYTHING,
+        "offset_unit": st.sampled_from(["code_point", "utf16"]) | ANYTHING,
         "function": st.sampled_from(["softmax", "sigmoid", "none"]) | ANYTHING,
         # Those of Hugging Face's clients.
         "doc_stride": st.integers(-1, 40) | ANYTHING,

@@ -235,9 +235,11 @@ def test_a_packed_body_is_refused_and_an_empty_one_needs_no_type(models: dict[st
 
 def test_unknown_paths_and_methods_have_problem_bodies_too(models: dict[str, tuple[Model, Formula]]) -> None:
     async def conversation(http: httpx.AsyncClient) -> list[httpx.Response]:
-        return [await http.get("/nowhere"), await http.get(f"/v1/{CLS}")]
+        slash = await http.post(f"/v1/{CLS}/", json={"inputs": "a"})
+        return [await http.get("/nowhere"), await http.get(f"/v1/{CLS}"), slash]
 
-    missing, method = fake.talk([models[CLS][0]], conversation)
+    missing, method, slash = fake.talk([models[CLS][0]], conversation)
+    assert slash.status_code == 404, "a redirect would be counted as an answer"
     assert (missing.status_code, method.status_code, method.headers["allow"]) == (404, 405, "POST")
     assert missing.headers["content-type"] == method.headers["content-type"] == "application/problem+json"
 
@@ -314,6 +316,11 @@ def test_long_texts_are_read_off_the_event_loop_and_do_not_hold_up_others(
         seen.clear()
     assert post(models, CLS, {"inputs": "a"}).status_code == 200
     assert seen == [loop] * 2, "so little is done where it is"
+    seen.clear()
+    # Windows that overlap by all but a token: a short text, and many tokens to make answers of.
+    asked = {"inputs": "john " * 399, "parameters": {"stride": 29}}
+    assert post(models, NER, asked).status_code == 200
+    assert [one.name for one in seen] == [loop.name, "text_0"]
 
 
 def test_readiness_names_what_failed_and_ends_when_the_server_stops(models: dict[str, tuple[Model, Formula]]) -> None:

@@ -225,6 +225,14 @@ def test_busy_servers_are_asked_again_when_they_say(ask: Ask) -> None:
     assert 1 <= left[-1] <= left[0] <= 30_000
 
 
+@pytest.mark.parametrize("timeout", [601.0, 1e6])
+def test_a_server_is_asked_for_no_more_time_than_it_gives(ask: Ask, timeout: float) -> None:
+    with scripted(says(200, ANSWER)) as server:
+        answer, _ = ask(server.url, timeout)
+    assert answer.results[0][0].label == "a"
+    assert server.seen[0]["x-request-timeout-ms"] == "600000"
+
+
 def test_a_retry_after_the_deadline_is_no_retry(ask: Ask) -> None:
     with scripted(says(503, BUSY, retry_after="30")) as server:
         error, pauses = ask(server.url)

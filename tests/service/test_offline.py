@@ -146,6 +146,32 @@ def test_csv_of_questions_to_ndjson_and_a_missing_column(folder: Path, tmp_path:
     assert (code, "no column 'context'; did you mean 'contxt'?" in error) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "field"),
+    [
+        ("in.csv", "text,line\na,7\n", "line"),
+        ("in.csv", "text,predicted_label\na,good\n", "predicted_label"),
+        ("in.ndjson", '\n{"text": "a", "results": 7}\n', "results"),
+    ],
+)
+def test_a_field_that_the_output_adds_is_refused_before_the_work(
+    folder: Path, tmp_path: Path, name: str, content: str, field: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    code, _, error = predict(folder, "sentiment", tmp_path / name, "--output", tmp_path / "out.ndjson")
+    assert code == 2 and f"the input has a field '{field}', which the output adds" in error
+    assert not (tmp_path / "out.ndjson").exists()
+
+
+def test_half_a_surrogate_pair_in_a_carried_field_comes_out_as_it_went_in(folder: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.ndjson", tmp_path / "out.ndjson"
+    source.write_text('{"text": "a", "id": "\\ud83d"}\n{"text": "b", "line": 3}\n')
+    assert predict(folder, "sentiment", source, "--output", output)[0] == 0
+    assert [row["id"] for row in lines(output)] == ["\ud83d"]
+    (bad,) = lines(tmp_path / "out.ndjson.errors.ndjson")
+    assert "the row has a field 'line'" in bad["error"]
+
+
 def test_stdin_and_stdout(folder: Path) -> None:
     code, out, error = predict(folder, "sentiment", "-", "--format", "ndjson", stdin='{"text": "a", "id": 7}\n7\n"b"\n')
     assert (code, [json.loads(line)["line"] for line in out.splitlines()]) == (0, [1, 3])

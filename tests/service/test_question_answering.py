@@ -73,6 +73,19 @@ def test_the_answer_is_the_text_between_start_and_end(model: Model, text: str, s
         assert context[answer.start : answer.end] == answer.answer != ""
 
 
+@settings(deadline=None, max_examples=100)
+@given(TEXTS, st.integers(0, 100))
+def test_offsets_in_utf16_cut_the_text_as_javascript_does(model: Model, text: str, seed: int) -> None:
+    context = f"{text} paris"
+    units = context.encode("utf-16-le")
+    item, encoded, logits = encoded_with_logits(model, context, seed)
+    points = decode(model, item, encoded, logits, QuestionAnsweringParameters(top_k=5))
+    answers = decode(model, item, encoded, logits, QuestionAnsweringParameters(top_k=5, offset_unit="utf16"))
+    assert [(a.answer, a.score) for a in answers] == [(a.answer, a.score) for a in points]
+    for answer in answers:
+        assert units[2 * answer.start : 2 * answer.end].decode("utf-16-le") == answer.answer
+
+
 def test_an_answer_never_ends_inside_a_word_and_equal_ones_keep_the_higher_score(model: Model) -> None:
     item = QuestionInput(question="who", context="in cafe\u0301s of q.")
     encoded = encode(model, item, QuestionAnsweringParameters(), "/inputs")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import httpx
@@ -83,6 +84,9 @@ def test_who_gets_no_answer_pays_nothing_but_who_leaves_does() -> None:
     with pytest.raises(asyncio.CancelledError), charged(bucket, 20):
         raise asyncio.CancelledError
     assert "r=50" in bucket.headers()["ratelimit"]
+    with pytest.raises(asyncio.CancelledError), charged(bucket, 20, perf_counter() + 100):
+        raise asyncio.CancelledError
+    assert "r=30" in bucket.headers()["ratelimit"]
     with charged(None, 10**9):
         pass
 
@@ -102,6 +106,20 @@ def talk(folder: Path, quota: int, conversation: Any, **overrides: Any) -> None:
 
 async def ask(http: httpx.AsyncClient, words: int) -> httpx.Response:
     return await http.post(f"/v1/{CLS}", json={"inputs": "a " * words})
+
+
+def test_what_is_too_late_costs_nothing(tmp_path: Path) -> None:
+    async def conversation(http: httpx.AsyncClient, formula: fake.Formula) -> None:
+        formula.gate.clear()
+        late = asyncio.ensure_future(
+            http.post(f"/v1/{CLS}", json={"inputs": "a " * 16}, headers={"x-request-timeout-ms": "200"})
+        )
+        await fake.wait_until(late.done)
+        formula.gate.set()
+        assert late.result().status_code == 504
+        assert (await ask(http, 16)).status_code == 200, "the quota is enough for one"
+
+    talk(tmp_path, 20, conversation)
 
 
 def test_a_used_up_quota_is_a_429_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,14 @@ def test_the_mask_ends_a_row_and_types_go_along(model: Model) -> None:
     assert [(row.ids.tolist(), row.types.tolist()) for row in found] == [([1, 2, 3], [0, 0, 1]), ([4, 5], [0, 1])]
     (alone,) = rows(model, arrays(input_ids=[[7, 8]]), POINTERS)
     assert (alone.ids.tolist(), alone.types.tolist(), alone.ids.dtype) == ([7, 8], [0, 0], np.int32)
-    assert rows(model, {"input_ids": np.zeros((0, 5), np.int64)}, POINTERS) == []
+    for length in (0, 5):
+        assert rows(model, {"input_ids": np.zeros((0, length), np.int64)}, POINTERS) == []
+
+
+def test_the_length_of_no_rows_has_a_limit_too(model: Model) -> None:
+    """Not a value is sent, and a mask of that length would be gigabytes."""
+    with pytest.raises(InvalidRequestError, match="1 to 64"):
+        rows(model, {"input_ids": np.zeros((0, 2**40), np.int64)}, POINTERS)
 
 
 IDS = [[1, 2, 3]]

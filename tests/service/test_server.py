@@ -204,6 +204,25 @@ def test_sigterm_finishes_everything_that_was_accepted_and_exits_0(folder: Path)
     assert "stopped" in server.lines[-1]
 
 
+def test_sigterm_while_models_load_ends_process_1_too(folder: Path) -> None:
+    """The kernel keeps signals without a handler from process 1; that there is one in time is looked at here."""
+    program = (
+        "import os, signal, service.server as server\n"
+        "def load(*_):\n"
+        "    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    raise AssertionError('it went on')\n"
+        "server.load_models = load\n"
+        "server.main()\n"
+    )
+    ports = {"SPARSELANE_PORT": "0", "SPARSELANE_PROBE_PORT": "0", "SPARSELANE_MODELS_DIR": str(folder)}
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment(**ports), timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "SIGTERM before the server was ready" in ended.stderr
+
+
 def test_a_drain_that_is_too_short_shows_in_the_exit_code(folder: Path) -> None:
     bodies = [(task, {"inputs": body["inputs"] * 40}) for task, body in mixed_bodies(24)]
     limits = {"SPARSELANE_MAX_BATCH_TOKENS": "64", "SPARSELANE_MAX_QUEUE_TOKENS": "10000000"}
@@ -217,6 +236,8 @@ def test_a_drain_that_is_too_short_shows_in_the_exit_code(folder: Path) -> None:
         assert server.stop() == CUT_OFF
         assert {one.result()[0] for one in asked} <= {200, 503}, "who was cut off is told to send it again"
         assert any(one.result()[0] == 503 for one in asked)
+    outcomes = {found[1] for line in server.lines if (found := re.search(r'"status": ?503.*"outcome": ?"(\w+)"', line))}
+    assert outcomes <= {"unavailable"}, outcomes
     assert re.search(r"the drain of 1 s cut off \d+ requests", server.lines[-1])
 
 

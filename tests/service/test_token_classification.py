@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from service.errors import InvalidRequestError
 from service.models import Model
@@ -91,6 +92,17 @@ def test_ignored_groups_are_left_out_and_o_can_be_asked_for(model: Model) -> Non
     ]
     with pytest.raises(InvalidRequestError, match="no such group; did you mean 'LOC'"):
         entities(model, text, tags, ignore_labels=["O", "LOCC"])
+
+
+def test_offsets_may_be_utf16_units(model: Model) -> None:
+    text, tags = "😀 john 😀 london", ["O", "B-PER", "O", "B-LOC"]
+    for unit, places in (("code_point", [(2, 6), (9, 15)]), ("utf16", [(3, 7), (11, 17)])):
+        assert [(e.start, e.end) for e in entities(model, text, tags, offset_unit=unit)] == places
+
+
+def test_groups_to_ignore_have_a_limit() -> None:
+    with pytest.raises(ValidationError, match="at most 1000"):
+        TokenClassificationParameters(ignore_labels=["O"] * 1001)
 
 
 def test_an_entity_over_two_windows_is_one(model: Model) -> None:
