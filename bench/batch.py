@@ -26,9 +26,9 @@ class Batch:
         """Return ids one after another and lengths, as our engine takes them."""
         return np.concatenate([np.array(s, np.int32) for s in self.sequences]), np.array(self.lengths, np.int32)
 
-    def padded(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return ids and attention mask [batch, longest], as all other engines take them."""
-        ids = np.zeros((len(self.sequences), max(self.lengths)), np.int64)
+    def padded(self, least: int = 1) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return ids and attention mask [batch, longest, or least if that is more], as all other engines take them."""
+        ids = np.zeros((len(self.sequences), max(least, *self.lengths)), np.int64)
         mask = np.zeros_like(ids)
         for row, sequence in enumerate(self.sequences):
             ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1

@@ -1,7 +1,8 @@
 """Where a model comes from: a local folder, an installed package or the hub, as an ordinary transformers model."""
 
 import importlib.util
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import transformers
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from compression.encode import prepare_tokenizer
 from compression.examples import tags_of
@@ -33,6 +35,10 @@ _DISTILBERT_MATRICES = {
     "ffn_in": "ffn.lin1",
     "ffn_out": "ffn.lin2",
 }
+
+
+# The tokenizer's file beside a checkpoint, as transformers names it.
+TOKENIZER = "tokenizer.json"
 
 
 class CheckpointError(ValueError):
@@ -76,11 +82,28 @@ def load_config(checkpoint: str) -> transformers.PretrainedConfig:
 
 def load_tokenizer(checkpoint: str) -> Tokenizer:
     """Load a checkpoint's tokenizer as a `tokenizers.Tokenizer` that neither pads nor truncates."""
+    config, saved = load_config(checkpoint), Path(resolve(checkpoint)) / TOKENIZER
+    if saved.is_file():
+        # As it stands: without a tokenizer_config.json beside it transformers 5 would make a cased one lower-casing.
+        return prepare_tokenizer(Tokenizer.from_file(str(saved)), config.vocab_size)
     tokenizer = AutoTokenizer.from_pretrained(resolve(checkpoint), use_fast=True)
     if not tokenizer.is_fast:
-        raise CheckpointError(f"checkpoint {checkpoint!r} has no fast tokenizer (tokenizer.json or vocab.txt)")
+        raise CheckpointError(f"checkpoint {checkpoint!r} has no fast tokenizer ({TOKENIZER} or vocab.txt)")
     backend: Tokenizer = tokenizer.backend_tokenizer
-    return prepare_tokenizer(backend, load_config(checkpoint).vocab_size)
+    return prepare_tokenizer(backend, config.vocab_size)
+
+
+def save_tokenizer(tokenizer: Tokenizer, config: transformers.PretrainedConfig, folder: Path) -> None:
+    """Write a tokenizer beside a checkpoint, so that transformers' AutoTokenizer reads it unchanged."""
+    tokenizer.save(str(folder / TOKENIZER))
+    names = ["input_ids", "attention_mask"]
+    about = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # BertTokenizer would make its own normalizer
+        "model_max_length": config.max_position_embeddings,
+        "model_input_names": [*names, "token_type_ids"] if getattr(config, "type_vocab_size", 0) else names,
+        **{f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 _CLASSES = {
@@ -96,7 +119,8 @@ def load_model(checkpoint: str, task: Task, *, dropout: float = 0.0, trains: boo
     A model that never `trains`, a teacher or one to be judged, gets the attention that answers fastest.
 
     Raises:
-        CheckpointError: an architecture the engine cannot run, or a window longer than the model's positions.
+        CheckpointError: an architecture the engine cannot run, a window longer than the model's positions, or weights
+            of the encoder that are missing.
     """
     config = load_config(checkpoint)
     if task.window > config.max_position_embeddings:
@@ -108,10 +132,35 @@ def load_model(checkpoint: str, task: Task, *, dropout: float = 0.0, trains: boo
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     config.problem_type = "multi_label_classification" if task.multi_label else None
     set_dropout(config, dropout)
-    model: PreTrainedModel = _CLASSES[task.name].from_pretrained(
-        resolve(checkpoint), config=config, dtype=torch.float32, attn_implementation=attention_kernel(trains=trains)
-    )
+    options = {"config": config, "attn_implementation": attention_kernel(trains=trains)}
+    model, missing = load_weights(_CLASSES[task.name], checkpoint, options)
+    check_encoder(model, missing, checkpoint)
     return model
+
+
+def load_weights(kind: Any, checkpoint: str, options: Mapping[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+    """Load a checkpoint's weights in float32 into a transformers class; return the model and which are not in it.
+
+    Names that training wrappers leave behind are understood, see `state_names`. Raises CheckpointError for integers.
+    """
+    given: dict[str, Any] = {**options, "dtype": torch.float32, "output_loading_info": True}
+    model, report = kind.from_pretrained(resolve(checkpoint), **given)
+    if _missing(report):
+        state = _renamed_state(checkpoint)
+        if state is not None:
+            model, report = type(model).from_pretrained(None, state_dict=state, **given)
+    return model, _missing(report)
+
+
+def check_encoder(model: PreTrainedModel, missing: Sequence[str], checkpoint: str) -> None:
+    """Raise CheckpointError where a part of the encoder is `missing` and starts at random; heads and poolers may."""
+    prefix = f"{model.base_model_prefix}."
+    needed = [key for key in missing if key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")]
+    if needed:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r} lacks {len(needed)} weights of the encoder, {', '.join(needed[:3])} among "
+            "them; are they saved under other names?"
+        )
 
 
 def set_dropout(config: transformers.PretrainedConfig, rate: float) -> dict[str, float]:
@@ -142,21 +191,13 @@ def attention_kernel(*, trains: bool = True) -> str:
 def load_finetuned(checkpoint: str, task: str) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load a checkpoint that was fine-tuned for `task`, and the names of its outputs from its own configuration.
 
-    Names that training wrappers leave behind are understood, see `state_names`.
-
     Raises:
         CheckpointError: an architecture the engine cannot run, an unknown task, no head for the task, integer weights.
     """
     config = load_config(checkpoint)
     if task not in _CLASSES:
         raise CheckpointError(f"task {task!r} is unknown; known are {', '.join(_CLASSES)}")
-    options: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    model, report = _CLASSES[task].from_pretrained(resolve(checkpoint), **options)
-    if _missing(report):
-        state = _renamed_state(checkpoint)
-        if state is not None:
-            model, report = type(model).from_pretrained(None, state_dict=state, **options)
-    missing = _missing(report)
+    model, missing = load_weights(_CLASSES[task], checkpoint, {"config": config})
     if missing:
         made_for = ", ".join(config.architectures or ("no architecture it names",))
         raise CheckpointError(
@@ -172,8 +213,12 @@ def _missing(report: Mapping[str, Any]) -> list[str]:
 
 
 def _renamed_state(checkpoint: str) -> dict[str, torch.Tensor] | None:
-    """Read the weights of a local checkpoint by their plain names; None where the names are plain already."""
-    state = read_state(Path(resolve(checkpoint)))
+    """Read the weights of a checkpoint that was loaded before by their plain names; None where these are plain."""
+    folder = Path(resolve(checkpoint))
+    if not folder.is_dir():  # of the hub, which keeps all files of a version in one folder here
+        configuration = cached_file(resolve(checkpoint), "config.json")
+        folder = Path(str(configuration)).parent
+    state = read_state(folder)
     if state is None:
         return None
     try:

@@ -88,8 +88,18 @@ def _quiet(threads: int) -> int:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # Processes that a launcher started on this machine share its cores.
-    threads = threads or max(1, engine.threads_from_quota() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = _allowed(threads) or max(1, engine.threads_from_quota() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
+    return threads
+
+
+def _allowed(threads: int) -> int:
+    """Return `threads`. Raises TrainingError for more than there are CPUs: the engine, who judges, refuses that."""
+    import engine
+    from compression.failures import TrainingError
+
+    if threads > (most := engine.threads_from_quota()):
+        raise TrainingError(f"--threads is {threads}; this machine gives {most} CPU(s): ask for that or less, or for 0")
     return threads
 
 
@@ -253,7 +263,7 @@ def evaluate(
         from compression.export import engine_predictor
         from compression.recipe import Table
 
-        model = engine.load(artifact, threads=threads or None)
+        model = engine.load(artifact, threads=_allowed(threads) or None)
         table = Table(text, text_pair, label, header, separator, bad_lines)
         task, read, windows = _examples(model, artifact, examples, table)
         scores = judge(engine_predictor(model), windows, read, task, name=artifact.name).scores
@@ -283,8 +293,9 @@ def calibrate(
         from compression.pack import divide_logits
         from compression.recipe import Table
         from compression.temperature import WINDOWS, fit_temperature
+        from compression.verify import predict_all
 
-        model = engine.load(artifact, threads=threads or None)
+        model = engine.load(artifact, threads=_allowed(threads) or None)
         table = Table(text, text_pair, label, header, separator, bad_lines)
         task, _, windows = _examples(model, artifact, examples, table)
         if task.name == "question-answering":
@@ -292,7 +303,7 @@ def calibrate(
                 f"{artifact} answers questions; only classifications of texts and tokens are calibrated"
             )
         few = windows[:WINDOWS]
-        temperature = fit_temperature(few, engine_predictor(model)(few), task)
+        temperature = fit_temperature(few, predict_all(engine_predictor(model), few), task)
         before = model.manifest.raw["provenance"].get("temperature", 1.0)
         divide_logits(artifact, temperature, {"temperature": round(before * temperature, 4)}, model_card)
     typer.echo(f"{artifact}: logits are divided by {temperature:g}, as {len(few):,} windows of {examples} tell")

@@ -99,10 +99,11 @@ def convert(
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         draft = Path(scratch) / "draft"
         export(tokenizer.to_str(), source.task, source.outputs, Origin(name, provenance=provenance), draft)
-        quality, windows = _judge(source, draft, tokenizer, checks, detect.overall_pattern(found))
+        quality, windows, threshold = _judge(source, draft, tokenizer, checks, detect.overall_pattern(found))
         verification = verify(model, draft, windows[:COMPARED_WINDOWS], threads=checks.threads or None)
     origin = Origin(name, quality=quality, provenance=provenance | {"verified": verification.as_dict()})
-    export(tokenizer.to_str(), source.task, source.outputs, origin, folder)
+    task = dataclasses.replace(source.task, no_answer_threshold=threshold)
+    export(tokenizer.to_str(), task, source.outputs, origin, folder)
     return Conversion(found, verification, quality)
 
 
@@ -118,25 +119,29 @@ def _found(found: list[detect.Found]) -> dict[str, Any]:
 
 def _judge(
     source: Source, draft: Path, tokenizer: Tokenizer, checks: Checks, pattern: str
-) -> tuple[dict[str, Any], list[Window]]:
-    """Score checkpoint and artifact on a data file; return the quality for the manifest, and windows to compare on."""
+) -> tuple[dict[str, Any], list[Window], float]:
+    """Score checkpoint and artifact on a data file; return the quality for the manifest, and windows to compare on.
+
+    With them the artifact's `no_answer_threshold`: the best on these examples, which its score is measured at.
+    """
     config = source.model.config
     uses_types = bool(getattr(config, "type_vocab_size", 0))
     if not checks.data:
-        return {}, random_windows(config.vocab_size, source.task.window, uses_types)
+        return {}, random_windows(config.vocab_size, source.task.window, uses_types), source.task.no_answer_threshold
     loaded = engine.load(draft, threads=checks.threads or None)
     task = task_of(loaded.manifest)
     examples = read_examples(find_source(Path(), checks.data), task, checks.table)
     windows = Encoder(tokenizer, task, uses_types=uses_types).windows(examples)
     predictors = {"checkpoint": torch_predictor(source.model), "artifact": engine_predictor(loaded)}
     metric = headline(task)
-    scores = {
-        name: round(evaluate(predict, windows, examples, task, name=name).scores[metric], 4)
-        for name, predict in predictors.items()
+    judged = {
+        name: evaluate(predict, windows, examples, task, name=name).scores for name, predict in predictors.items()
     }
+    scores = {name: round(found[metric], 4) for name, found in judged.items()}
     quality = {"dataset": Path(checks.data).name, "split": "given", "examples": len(examples), "metric": metric}
     measured = "dense" if pattern == "dense" else "sparse"
-    return {**quality, measured: scores["checkpoint"], "quantized": scores["artifact"]}, windows
+    threshold = judged["artifact"]["best_f1_thresh"] if task.no_answer else 0.0
+    return {**quality, measured: scores["checkpoint"], "quantized": scores["artifact"]}, windows, threshold
 
 
 def with_window(task: Task, positions: int) -> Task:

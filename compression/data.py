@@ -29,6 +29,7 @@ __all__ = [
     "read_conll",
     "read_contexts",
     "read_examples",
+    "read_sources",
     "read_squad",
     "read_training",
     "tags_of",
@@ -50,7 +51,10 @@ def read_training(folder: Path, task: Task, data: Data) -> list[Example]:
     examples = read_examples(source, task, data.table)
     if data.leave_out:
         origins = {example.source for example in examples if isinstance(example, QuestionExample)}
-        _check_sources(source, origins, data.leave_out, "data.leave_out")
+        for name in data.leave_out:
+            if name not in origins:
+                found = ", ".join(sorted(filter(None, origins))) or "none"
+                raise DataError(f'{source}: no article has "source": "{name}", as data.leave_out says; found: {found}')
         examples = [e for e in examples if isinstance(e, QuestionExample) and e.source not in data.leave_out]
         if not examples:
             raise DataError(f"{source}: data.leave_out leaves nothing to train on")
@@ -117,16 +121,21 @@ def read_squad(path: Path) -> list[QuestionExample]:
 def read_contexts(path: Path, sources: tuple[str, ...] = ()) -> list[str]:
     """Read the contexts of SQuAD JSON without their questions, of articles whose field `source` is in `sources`.
 
-    Without `sources` all. Raises DataError for a missing file, other content, and a source that no article has.
+    Without `sources` all. Raises DataError for a missing file and other content.
     """
+    return [context for source, context in _contexts(path) if not sources or source in sources]
+
+
+def read_sources(path: Path) -> set[str]:
+    """Read which values the field `source` has in SQuAD JSON. Raises DataError as `read_contexts` does."""
+    return {source for source, _ in _contexts(path)}
+
+
+def _contexts(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the folder that holds it with --data")
     with _squad_errors(path, "data.unlabelled"):
-        found = [
-            (str(article.get("source", "")), str(paragraph["context"])) for article, paragraph in _paragraphs(path)
-        ]
-    _check_sources(path, {source for source, _ in found}, sources, "data.unlabelled.sources")
-    return [context for source, context in found if not sources or source in sources]
+        return [(str(article.get("source", "")), str(paragraph["context"])) for article, paragraph in _paragraphs(path)]
 
 
 def _paragraphs(path: Path) -> list[tuple[Any, Any]]:
@@ -142,13 +151,6 @@ def _squad_errors(path: Path, reader: str) -> Iterator[None]:
         raise DataError(f"{path}: not UTF-8 text: {error}") from error
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a SQuAD JSON file, as {reader} needs: {error!r}") from error
-
-
-def _check_sources(where: Path | str, there: set[str], wanted: tuple[str, ...], key: str) -> None:
-    for name in wanted:
-        if name not in there:
-            found = ", ".join(sorted(filter(None, there))) or "none"
-            raise DataError(f'{where}: no article has "source": "{name}", as {key} says; found: {found}')
 
 
 def read_conll(path: Path, groups: tuple[str, ...]) -> list[TaggedExample]:

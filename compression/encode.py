@@ -16,7 +16,7 @@ log = logging.getLogger("sparselane")
 
 # Positions that carry no target; the value that torch's cross-entropy skips.
 IGNORED = -100
-# A question is cut to this many tokens in training, as transformers' pipeline documents (max_question_len).
+# A question is cut to this many tokens, as transformers' pipeline documents (max_question_len).
 MAX_QUESTION_TOKENS = 64
 
 Ints = NDArray[np.int32]
@@ -29,7 +29,7 @@ class Window:
     `ids`, `types`: int32 [T]. `targets`: int32, [1] class, or [2] first and last answer token, or [T] tag (IGNORED
     where a token starts no piece of a word); multi-label: float32 [C], 1 where a label holds. `places`: int32; question
     answering [T, 2] code points of each context token, (-1, -1) elsewhere; token classification [T, 1] the word that a
-    token starts, -1 elsewhere; else [0]. `cut`: how many tokens of a pair found no room.
+    token starts, -1 elsewhere; else [0]. `cut`: how many tokens of a pair, or of a question, found no room.
     """
 
     example: int
@@ -51,7 +51,7 @@ class Encoder:
     def windows(self, examples: Sequence[Example]) -> list[Window]:
         """Return the windows of all examples, in order; every token of a context, text or sentence is in one.
 
-        A pair has one window; the number of pairs that had to be cut for it is logged.
+        A pair has one window; how many pairs, or questions, had to be cut is logged.
         """
         encode = {
             "question-answering": self._question,
@@ -59,9 +59,12 @@ class Encoder:
             "token-classification": self._sentence,
         }[self.task.name]
         windows = [window for number, example in enumerate(examples) for window in encode(number, example)]
-        if cut := sum(window.cut > 0 for window in windows):
-            long = f"{cut:,} of {len(windows):,} pairs do not fit task.window = {self.task.window}"
-            log.warning("%s: their longer text was cut, %d tokens in all", long, sum(window.cut for window in windows))
+        if cut := {window.example: window.cut for window in windows if window.cut}:
+            if self.task.pairs:
+                what = f"pairs do not fit task.window = {self.task.window}: their longer text was"
+            else:
+                what = f"questions have more than {self.most_question_tokens} tokens: they were"
+            log.warning("%d of %d %s cut, %d tokens in all", len(cut), len(examples), what, sum(cut.values()))
         return windows
 
     def unlabelled(self, texts: Sequence[str]) -> list[Window]:
@@ -83,7 +86,9 @@ class Encoder:
 
     def _question(self, number: int, example: Example) -> list[Window]:
         assert isinstance(example, QuestionExample)
-        question = self.tokenizer.encode(example.question, add_special_tokens=False).ids[:MAX_QUESTION_TOKENS]
+        question = self.tokenizer.encode(example.question, add_special_tokens=False).ids
+        cut = max(0, len(question) - self.most_question_tokens)
+        question = question[: self.most_question_tokens]
         context, offsets = self._context(example.context)
         room = self.task.window - len(question) - 3
         answer = _token_span(offsets, *example.answers[0]) if example.answers else (-1, -1)
@@ -98,8 +103,13 @@ class Encoder:
             inside = start <= answer[0] and answer[1] < end
             # A window without the answer is taught to point at [CLS], as in SQuAD fine-tuning of BERT.
             targets = np.array(answer, np.int32) + len(head) - start if inside else np.zeros(2, np.int32)
-            result.append(Window(number, ids, types, targets, places))
+            result.append(Window(number, ids, types, targets, places, cut))
         return result
+
+    @property
+    def most_question_tokens(self) -> int:
+        """A longer question is cut: it leaves half a window to the context, as in the service, which refuses others."""
+        return min(MAX_QUESTION_TOKENS, (self.task.window - 3) // 2)
 
     @cached_property
     def _context(self) -> Callable[[str], tuple[Encoding, Ints]]:
@@ -147,13 +157,14 @@ class Encoder:
         for place, (word, tag) in enumerate(zip(example.words, example.tags, strict=True)):
             encoding = self.tokenizer.encode(word, add_special_tokens=False)
             pieces: list[int | None] = encoding.word_ids
+            inside = f"I-{tag[2:]}" if tag.startswith("B-") else tag
             for i, token in enumerate(encoding.ids):
                 tokens.append(token)
                 starts.append(place if i == 0 else -1)
                 # "all-rounder" is one word here but three pieces to the tokenizer, and plain text at serving time has
                 # only pieces: each piece's first token carries the tag, I- after the first piece.
                 first = i == 0 or pieces[i] != pieces[i - 1]
-                targets.append(numbers[tag if i == 0 else tag.replace("B-", "I-")] if first else IGNORED)
+                targets.append(numbers[tag if i == 0 else inside] if first else IGNORED)
         result = []
         for start, end in _cuts(len(tokens), self.task.window - 2, self.task.stride):
             ids = np.array([self._cls, *tokens[start:end], self._sep], np.int32)

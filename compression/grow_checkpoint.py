@@ -13,6 +13,7 @@ from compression.checkpoint import (
     load_finetuned,
     load_tokenizer,
     resolve,
+    save_tokenizer,
 )
 from compression.files import remove, write_text, writing
 from compression.grow import check_growth, grow, inexact, shape_of
@@ -59,7 +60,7 @@ def grow_checkpoint(checkpoint: str, shape: str, out: Path, *, seed: int = 42) -
     remove(temporary)
     with writing(temporary):
         large.save_pretrained(temporary)
-        tokenizer.save(str(temporary / "tokenizer.json"))
+        save_tokenizer(tokenizer, large.config, temporary)
         write_text(temporary / "README.md", _card(checkpoint, small, large, seed, difference, reasons))
         temporary.rename(out)
     return difference, reasons

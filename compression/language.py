@@ -21,9 +21,10 @@ from compression.batches import plan_evaluation
 from compression.checkpoint import (
     CheckpointError,
     attention_kernel,
+    check_encoder,
     encoder_matrices,
     load_config,
-    resolve,
+    load_weights,
     set_dropout,
 )
 from compression.masking import MaskedWindows
@@ -47,7 +48,7 @@ def load_language_model(
 
     Raises:
         CheckpointError: an architecture the engine cannot run, a window longer than the model's positions, next
-            sentences with DistilBERT, a missing head without `new_heads`.
+            sentences with DistilBERT, a missing head without `new_heads`, weights of the encoder that are missing.
     """
     config = load_config(checkpoint)
     if task.window > config.max_position_embeddings:
@@ -59,17 +60,13 @@ def load_language_model(
         raise CheckpointError(f"checkpoint {checkpoint!r} is a {config.model_type}: next_sentence is for bert alone")
     published = set_dropout(config, dropout)
     kind: Any = BertForPreTraining if bert else DistilBertForMaskedLM
-    model, report = kind.from_pretrained(
-        resolve(checkpoint),
-        config=config,
-        dtype=torch.float32,
-        attn_implementation=attention_kernel(),
-        output_loading_info=True,
-    )
+    options = {"config": config, "attn_implementation": attention_kernel()}
+    model, absent = load_weights(kind, checkpoint, options)
+    check_encoder(model, absent, checkpoint)
     # The result is a model for others to train on: its configuration keeps the rates that it came with.
     model.config.update(published)
     needed = ("cls.", "bert.pooler") if task.next_sentence else ("cls.predictions.", "vocab_")
-    missing = sorted(key for key in report["missing_keys"] if key.startswith(needed))
+    missing = [key for key in absent if key.startswith(needed)]
     if missing and not new_heads:
         raise CheckpointError(
             f"checkpoint {checkpoint!r} lacks {', '.join(missing[:4])}: its language model's head must be trained "
@@ -78,8 +75,7 @@ def load_language_model(
     if bert and not task.next_sentence:
         for part in ("bert.pooler", "cls.seq_relationship"):
             model.get_submodule(part).requires_grad_(False)
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def language_matrices(model: PreTrainedModel, task: LanguageTask) -> dict[str, nn.Linear]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from compression import processes, prune
 from compression.criteria import add_movement
-from compression.encode import Window
+from compression.encode import IGNORED, Window
 from compression.failures import TrainingError
 from compression.language import Body, LanguageLoss
 from compression.masking import MaskedWindows
@@ -265,15 +265,19 @@ class Loop:
     def _patient(self) -> Patient:
         stage, device = self.stage, self.accelerator.device
 
+        # The labels' likelihood says nothing of texts without any: a gradient of few labels is mostly noise.
+        labelled = _labelled(stage.windows)
+        lengths = lengths_of(stage.windows)
+
         def loss(numbers: Sequence[int]) -> Tensor:
-            batch = collate([stage.windows[i] for i in numbers], device)
+            batch = collate([stage.windows[labelled[i]] for i in numbers], device)
             with self.accelerator.autocast():
                 if stage.language_loss:
                     return stage.language_loss.without_teacher()(Body(self.model), batch)[0]
                 logits = output_of(self.model, batch).logits.float()
             return task_loss(stage.task, logits, batch)
 
-        return Patient(self.model, stage.matrices, loss, lengths_of(stage.windows), self.accelerator)
+        return Patient(self.model, stage.matrices, loss, [lengths[i] for i in labelled], self.accelerator)
 
 
 def open_loop(model: PreTrainedModel, stage: Stage, steps: int) -> "Loop":
@@ -295,6 +299,13 @@ def open_loop(model: PreTrainedModel, stage: Stage, steps: int) -> "Loop":
 def lengths_of(windows: Sequence[Window]) -> list[int]:
     """Tokens of every window; a text's are known without making its windows."""
     return windows.lengths.tolist() if isinstance(windows, MaskedWindows) else [len(window.ids) for window in windows]
+
+
+def _labelled(windows: Sequence[Window]) -> Sequence[int]:
+    """Numbers of the windows that have a label; all of a text, whose masks are its labels."""
+    if isinstance(windows, MaskedWindows):
+        return range(len(windows))
+    return [number for number, window in enumerate(windows) if (window.targets != IGNORED).any()]
 
 
 def make_optimizer(model: PreTrainedModel, training: Training) -> torch.optim.Optimizer:

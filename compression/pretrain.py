@@ -18,6 +18,7 @@ from compression.language import LanguageLoss, judge, language_matrices, load_la
 from compression.layers import check_layers, keep_layers
 from compression.loop import Stage, seed_everything
 from compression.masking import MaskedWindows, cut_segments
+from compression.objective import check_same_width
 from compression.pattern import load_masks
 from compression.patterns import check_pattern
 from compression.recipe import Distillation, LanguageRecipe
@@ -50,6 +51,8 @@ def prepare(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) 
     check_pattern(recipe.prune.pattern, student)
     check_layers(recipe.prune.keep_layers, student)
     teacher = recipe.teacher.checkpoint if recipe.teacher else ""
+    if teacher and recipe.prune.distillation.hidden:
+        check_same_width(student.hidden_size, load_config(teacher).hidden_size)
     trained = bool(recipe.teacher and recipe.teacher.trains)
     load_language_model(recipe.checkpoint, recipe.task, new_heads=trained and not teacher)
     tokenizer = load_tokenizer(recipe.checkpoint)

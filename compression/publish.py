@@ -20,7 +20,7 @@ from compression.plots import draw_run
 from compression.run import Prepared, full_quality, judge, sparse_folder
 from compression.temperature import WINDOWS, fit_temperature
 from compression.train import append_metrics, read_metrics
-from compression.verify import COMPARED_WINDOWS, verify
+from compression.verify import COMPARED_WINDOWS, predict_all, verify
 
 
 def publish(run: Prepared, threads: int | None = None) -> Path:
@@ -57,7 +57,7 @@ def _publish(run: Prepared, threads: int | None) -> None:
     temperature = 1.0
     if task.name != "question-answering":  # see fit_temperature
         few = run.windows[:WINDOWS]
-        temperature = fit_temperature(few, predict(few), task)
+        temperature = fit_temperature(few, predict_all(predict, few), task)
         with torch.no_grad():
             for parameter in model.get_submodule("classifier").parameters():
                 parameter.div_(temperature)

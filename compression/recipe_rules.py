@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import re
 
 from compression.recipe import (
     LANGUAGE_TASK,
@@ -21,6 +22,7 @@ from compression.recipe import (
     metrics_of,
     n_of_m,
 )
+from engine.artifact import NAME
 
 TASKS = ("question-answering", "text-classification", "token-classification")
 SCHEDULES = ("linear", "cyclic", "rewinding")
@@ -60,7 +62,10 @@ def check_task(task: Task, *, labels: bool = True) -> None:
     _check_kind(task, labels=labels)
     _require(task.window >= 16, "task.window", task.window, ">= 16 tokens")
     _require(0 <= task.stride < task.window - 8, "task.stride", task.stride, f"in [0, {task.window - 8})")
-    _require(task.max_answer_tokens >= 1, "task.max_answer_tokens", task.max_answer_tokens, ">= 1")
+    longest = task.window if task.name == "question-answering" else math.inf
+    limit = f"in [1, {task.window}], the window"
+    _require(1 <= task.max_answer_tokens <= longest, "task.max_answer_tokens", task.max_answer_tokens, limit)
+    _require(all(task.labels) or not labels, "task.labels", list(task.labels), "without an empty one")
 
 
 def _check_kind(task: Task, *, labels: bool) -> None:
@@ -77,6 +82,8 @@ def _check_kind(task: Task, *, labels: bool) -> None:
 
 
 def _check_task_recipe(recipe: Recipe) -> None:
+    limit = "at most 64 of a-z 0-9 . _ -, beginning with a letter or digit: the artifact's name, and the service's"
+    _require(re.fullmatch(NAME, recipe.name) is not None, "name", recipe.name, limit)
     check_task(recipe.task)
     _check_data(recipe.data, recipe.task)
     if (recipe.prune is None) == (recipe.transfer is None):
@@ -114,6 +121,8 @@ def _check_data(data: Data, task: Task) -> None:
         why = "absent: it is for text and token classification without pairs"
         _require(single, "data.unlabelled", data.unlabelled, why)
         _require(bool(data.unlabelled.files), "data.unlabelled.files", [], "at least one file")
+        readable = any(name.endswith(".json") for name in data.unlabelled.files) or not data.unlabelled.sources
+        _require(readable, "data.unlabelled.files", list(data.unlabelled.files), "a .json file where there are sources")
         _require(data.unlabelled.sentences >= 1, "data.unlabelled.sentences", data.unlabelled.sentences, ">= 1")
     for key in ("train_limit", "validation_limit"):
         _require(getattr(data, key) >= 0, f"data.{key}", getattr(data, key), ">= 0 (0 = all)")

@@ -11,7 +11,14 @@ from transformers import PreTrainedModel
 
 from compression import processes, prune
 from compression.batches import count_steps
-from compression.checkpoint import CheckpointError, encoder_matrices, load_config, load_model, load_tokenizer
+from compression.checkpoint import (
+    CheckpointError,
+    encoder_matrices,
+    load_config,
+    load_model,
+    load_tokenizer,
+    save_tokenizer,
+)
 from compression.data import Example, find_source, read_examples, read_training
 from compression.encode import Encoder, Window
 from compression.evaluate import Predict, evaluate, torch_predictor
@@ -84,6 +91,7 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
     if recipe.transfer:
         locked, pattern = find_pattern(recipe.checkpoint, load_model(recipe.checkpoint, recipe.task))
     encoder = Encoder(tokenizer, recipe.task, uses_types)
+    _check_golden(recipe, encoder)
     open_folder(folder, recipe_text)
     more = {split: (examples, encoder.windows(examples)) for split, examples in further.items()}
     windows = encoder.windows(training)
@@ -99,6 +107,16 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
         pattern,
         unlabelled=encoder.unlabelled(texts),
     )
+
+
+def _check_golden(recipe: Recipe, encoder: Encoder) -> None:
+    """The service reads golden questions whole. Raises RecipeError where we would not."""
+    for number, golden in enumerate(recipe.golden):
+        tokens = len(encoder.tokenizer.encode(golden.question, add_special_tokens=False).ids)
+        most = encoder.most_question_tokens
+        if tokens > most:
+            limit = f"at most {most}, with task.window = {recipe.task.window}"
+            raise RecipeError(f"'golden[{number}].question' has {tokens} tokens; it must have {limit}")
 
 
 def _check_checkpoints(recipe: Recipe) -> bool:
@@ -140,14 +158,23 @@ def open_folder(folder: Path, recipe_text: str) -> None:
 
 
 def _result(recipe_text: str) -> object:
-    """Return of a recipe what its result follows from: how a batch is cut may change while a run is under way."""
+    """Return of a recipe what its training follows from.
+
+    How a batch is cut may change while a run is under way, and so may what only the artifact says: its name, its golden
+    examples, whom it credits.
+    """
+    document = tomllib.loads(recipe_text)
+    for key in ("name", "golden"):
+        document.pop(key, None)
+    for table in ("data", "text"):
+        document.get(table, {}).pop("sources", None)
 
     def strip(value: object) -> object:
         if isinstance(value, dict):
             return {key: strip(part) for key, part in value.items() if key != "gradient_accumulation"}
         return [strip(part) for part in value] if isinstance(value, list) else value
 
-    return strip(tomllib.loads(recipe_text))
+    return strip(document)
 
 
 def fit_teacher(run: Prepared) -> Path:
@@ -349,7 +376,7 @@ def _keep_alone(
     remove(temporary)
     with writing(temporary):
         model.save_pretrained(temporary)
-        tokenizer.save(str(temporary / "tokenizer.json"))
+        save_tokenizer(tokenizer, model.config, temporary)
         save_masks(masks, temporary)
     scores = look.scores()
     sparsity = prune.overall_sparsity(encoder_matrices(model))

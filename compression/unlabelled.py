@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from compression.data import read_contexts
+from compression.data import read_contexts, read_sources
 from compression.examples import DataError
 from compression.recipe import Data
 from compression.text import read_documents
@@ -35,7 +35,21 @@ def read_unlabelled(folder: Path, data: Data, seed: int) -> list[str]:
     asked = data.unlabelled
     if asked is None:
         return []
-    return read_sentences([folder / name for name in asked.files], asked.sentences, seed, asked.sources)
+    paths = [folder / name for name in asked.files]
+    _check_files(paths, asked.sources)
+    return read_sentences(paths, asked.sentences, seed, asked.sources)
+
+
+def _check_files(paths: Sequence[Path], sources: tuple[str, ...]) -> None:
+    """Raise DataError for a file that is not there though it may not be reached, and a source that no file has."""
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file; give the folder that holds it with --data")
+    there = {source for path in paths if path.suffix == ".json" and sources for source in read_sources(path)}
+    for name in sources:
+        if name not in there:
+            found = ", ".join(sorted(filter(None, there))) or "none"
+            raise DataError(f'no article has "source": "{name}", as data.unlabelled.sources says; found: {found}')
 
 
 def read_sentences(paths: Sequence[Path], count: int, seed: int, sources: tuple[str, ...] = ()) -> list[str]:

@@ -21,6 +21,7 @@ from engine.artifact import (
     ValuesTrailingError,
     ValuesTruncatedError,
     check_files,
+    check_same_files,
     read_manifest,
 )
 
@@ -114,23 +115,26 @@ def load(
 ) -> Model:
     """Read and check all of an artifact and make it ready to run.
 
-    threads: 1 to threads_from_quota(), which is also the default. isa: one of supported_isas(); the default is the
-    environment variable SPARSELANE_ISA, else the fastest. attention: "int8" or "float32" products instead of what the
-    artifact says (quantization.attention), to see what they cost or change.
+    threads: 1 to threads_from_quota() and 256, whichever is less, which is also the default. isa: one of
+    supported_isas(); the default is the environment variable SPARSELANE_ISA, else the fastest.
+    attention: "int8" or "float32" products instead of what the artifact says (quantization.attention), to see what they
+    cost or change.
     Raises a subclass of ArtifactError named after what is wrong with the files, ValueError for the arguments.
     """
-    quota = threads_from_quota()
+    quota = min(threads_from_quota(), _engine.MAX_THREADS)
     threads = quota if threads is None else threads
     if not 1 <= threads <= quota:
         raise ValueError(f"threads is {threads}, must be 1 to {quota}, the CPUs that this process may use")
     path = Path(path)
     manifest = read_manifest(path)
-    check_files(path, manifest)
+    checked = check_files(path, manifest)
     tensors = TensorFile(path / "model.safetensors", manifest)
     try:
-        return Model(manifest, _load(manifest, tensors, threads, isa, attention))
+        model = Model(manifest, _load(manifest, tensors, threads, isa, attention))
     except tuple(_DECODE_ERRORS) as error:
         raise _DECODE_ERRORS[type(error)](f"{path / 'model.safetensors'}: {error}") from error
+    check_same_files(path, checked)
+    return model
 
 
 def _load(

@@ -28,6 +28,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +40,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 FORMAT_VERSION = 1
+# JSON can spell half of a surrogate pair, which no answer could hold.
+SURROGATES = re.compile("[\ud800-\udfff]")
+# What a model may be called; it stands in paths of the service.
+NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 FAMILIES = ("bert", "distilbert")
 TASKS = ("question-answering", "text-classification", "token-classification")
 QUANTIZATION = {
@@ -279,7 +285,7 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     file = Path(path) / "manifest.json"
     try:
-        document = json.loads(_read(file).decode("utf-8"), parse_constant=_no_constant)
+        document = json.loads(_read(file).decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -289,6 +295,13 @@ def read_manifest(path: str | Path) -> Manifest:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large for a number")
+    return number
 
 
 def _read(file: Path) -> bytes:
@@ -322,7 +335,7 @@ def parse_manifest(document: object) -> Manifest:
     ):
         raise top.wrong("golden", "a list of objects with input and expected")
     return Manifest(
-        name=top.text("name", r"[a-z0-9][a-z0-9._-]{0,63}"),
+        name=top.text("name", NAME),
         architecture=architecture,
         attention=attention,
         embeddings=embeddings,
@@ -362,6 +375,8 @@ def _task(fields: _Fields, architecture: Architecture) -> Task:
     labels = fields.get("labels")
     if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
         raise fields.wrong("labels", "a list of texts")
+    if any(SURROGATES.search(label) for label in labels):
+        raise fields.wrong("labels", "Unicode texts, without halves of surrogate pairs")
     if len(set(labels)) != len(labels):
         raise fields.wrong("labels", "all different")
     if name == "question-answering" and labels != ["start", "end"]:
@@ -428,14 +443,23 @@ def _files(fields: _Fields) -> dict[str, dict[str, Any]]:
     return {name: fields.value[name] for name in CHECKED_FILES}
 
 
-def check_files(path: Path, manifest: Manifest) -> None:
-    """Compare the size and sha256 of every file with the manifest; raises MissingFileError, ChecksumError."""
+# Which file was open: another of the same name, or what was written to it later, is another.
+Identity = tuple[int, int, int, int]
+
+
+def check_files(path: Path, manifest: Manifest) -> dict[str, Identity]:
+    """Compare the size and sha256 of every file with the manifest; return which files these were.
+
+    Raises MissingFileError, ChecksumError.
+    """
+    found = {}
     for name in CHECKED_FILES:
         expected = manifest.files[name]
         try:
             with (path / name).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 size = file.tell()
+                found[name] = _identity(os.fstat(file.fileno()))
         except OSError as error:
             raise MissingFileError(f"{path / name} cannot be read: {error.strerror}") from error
         if size != expected["bytes"]:
@@ -444,6 +468,22 @@ def check_files(path: Path, manifest: Manifest) -> None:
             raise ChecksumError(
                 f"{path / name} has sha256 {digest}, the manifest says {expected['sha256']}: copy it again"
             )
+    return found
+
+
+def _identity(found: os.stat_result) -> Identity:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def check_same_files(path: Path, found: Mapping[str, Identity]) -> None:
+    """Raise ChecksumError where a file is not the one any more that `check_files` looked at."""
+    for name, identity in found.items():
+        try:
+            now = _identity((path / name).stat())
+        except OSError:
+            now = (0, 0, 0, 0)
+        if now != identity:
+            raise ChecksumError(f"{path / name} was replaced while it was read: load it again")
 
 
 Layout = dict[str, tuple[str, tuple[int | None, ...]]]  # tensor name -> dtype as safetensors names it, shape

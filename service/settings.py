@@ -44,7 +44,7 @@ class Settings(BaseModel):
         BeforeValidator(_listed),
         Field(description="models for requests that name none, with commas between them; of others the first by name"),
     ] = ("sentiment",)
-    threads: Annotated[int | None, Field(ge=1, le=512, description="engine threads; unset: the cgroup's CPU quota")] = (
+    threads: Annotated[int | None, Field(ge=1, le=256, description="engine threads; unset: the cgroup's CPU quota")] = (
         None
     )
     # A few QA windows: enough to fill the vector lanes, short enough that a small request never waits long behind it.

@@ -38,8 +38,8 @@ ENGINES = {
         Engine("torch-fp32", "pytorch", "", "checkpoint", "main", LEAST_COSINE_FLOAT, _SHORT_SPIN),
         Engine("onnxruntime-fp32", "onnx_runtime", "", "onnx", "peers", LEAST_COSINE_FLOAT),
         Engine("onnxruntime-int8", "onnx_runtime", "", "onnx-int8", "peers", LEAST_COSINE_INT8),
-        Engine("openvino-fp32", "open_vino", "", "onnx", "peers", LEAST_COSINE_FLOAT),
-        Engine("openvino-int8", "open_vino", "", "openvino-int8", "peers", LEAST_COSINE_INT8),
+        Engine("openvino-fp32", "open_vino", "fp32", "onnx", "peers", LEAST_COSINE_FLOAT),
+        Engine("openvino-int8", "open_vino", "int8", "openvino-int8", "peers", LEAST_COSINE_INT8),
         Engine("ctranslate2-int8", "c_translate", "int8", "ctranslate2", "peers", LEAST_COSINE_INT8, _SHORT_SPIN),
         # No usage report leaves the machine.
         *(

@@ -13,13 +13,14 @@ def describe() -> dict[str, str]:
     return {"openvino": openvino.__version__}
 
 
-def load(path: Path, variant: str, threads: int) -> Prepare:  # noqa: ARG001, the file decides
+def load(path: Path, variant: str, threads: int) -> Prepare:
     """Read an ONNX or OpenVINO file; it is compiled for the exact shape of each batch, untimed."""
     import openvino
 
     core = openvino.Core()
-    # f32: on CPUs with bfloat16 the default would silently halve the precision of what is called fp32 here.
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    if variant == "fp32":  # on CPUs with bfloat16 the default would silently halve the precision of what is called that
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
 
     def prepare(batch: Batch) -> Prepared:
         ids, mask = batch.padded()

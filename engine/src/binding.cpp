@@ -110,9 +110,9 @@ void load_layer(Model& model, int index, const nb::dict& tensors, const std::vec
     check_size("rice", rice.size(), kMatrices);
     std::vector<MatrixSource> sources;
     for (int m = 0; m < kMatrices; ++m) {
-        const std::string name = kMatrixNames[m];
+        const std::string name = kMatrixNames[m], whole = "encoder." + std::to_string(index) + "." + name;
         const auto matrix = static_cast<Matrix>(m);
-        sources.push_back({name, model.rows(matrix), model.columns(matrix), rice[size(m)],
+        sources.push_back({whole, model.rows(matrix), model.columns(matrix), rice[size(m)],
                            view(tensor<std::uint8_t, 1>(tensors, name + ".positions")),
                            view(tensor<std::uint16_t, 1>(tensors, name + ".row_survivors")),
                            view(tensor<std::uint8_t, 1>(tensors, name + ".value_lengths")),
@@ -143,13 +143,23 @@ void release_memory() {
 
 using Tokens = In<std::int32_t, 1>;
 
-Batch batch_of(const Tokens& tokens, const Tokens& lengths, const std::optional<Tokens>& types) {
-    return {view(tokens), view(lengths), types ? view(*types) : std::span<const std::int32_t>{}};
-}
+// A copy of the caller's arrays: another thread may write to them while the interpreter's lock is released, and what was
+// checked must be what is read.
+struct Copied {
+    Copied(const Tokens& t, const Tokens& l, const std::optional<Tokens>& y)
+        : tokens(copy(view(t))), lengths(copy(view(l))), types(y ? copy(view(*y)) : std::vector<std::int32_t>{}) {}
+
+    Batch batch() const { return {tokens, lengths, types}; }
+
+    static std::vector<std::int32_t> copy(std::span<const std::int32_t> from) { return {from.begin(), from.end()}; }
+
+    std::vector<std::int32_t> tokens, lengths, types;
+};
 
 Out<float, 2> run_forward(Model& model, const Tokens& tokens, const Tokens& lengths,
                           const std::optional<Tokens>& types) {
-    const Batch batch = batch_of(tokens, lengths, types);
+    const Copied copied(tokens, lengths, types);
+    const Batch batch = copied.batch();
     check_batch(model, batch);
     const auto [logits, data] = make<float, 2>({logit_rows(model, batch), size(model.architecture.labels)});
     {
@@ -161,7 +171,8 @@ Out<float, 2> run_forward(Model& model, const Tokens& tokens, const Tokens& leng
 
 Out<float, 3> run_hidden_states(Model& model, const Tokens& tokens, const Tokens& lengths,
                                 const std::optional<Tokens>& types) {
-    const Batch batch = batch_of(tokens, lengths, types);
+    const Copied copied(tokens, lengths, types);
+    const Batch batch = copied.batch();
     check_batch(model, batch);
     const Architecture& a = model.architecture;
     const auto [hidden, data] = make<float, 3>({size(a.layers) + 1, batch.tokens.size(), size(a.hidden)});

@@ -55,7 +55,13 @@ Pool::Pool(int threads) : owner_(getpid()) {
     shares_ = std::make_unique<Share[]>(static_cast<std::size_t>(threads));
     workers_.reserve(static_cast<std::size_t>(threads - 1));
     for (int worker = 1; worker < threads; ++worker) {
-        workers_.emplace_back([this, worker] { work(worker); });
+        try {
+            workers_.emplace_back([this, worker] { work(worker); });
+        } catch (const std::exception& error) {  // a limit on threads, or on memory
+            end_workers();
+            throw std::runtime_error("cannot start thread " + std::to_string(worker + 1) + " of " +
+                                     std::to_string(threads) + ": " + error.what() + "; ask for fewer threads");
+        }
 #ifdef __linux__
         pthread_setname_np(workers_.back().native_handle(), ("sparselane/" + std::to_string(worker)).c_str());
 #endif
@@ -63,19 +69,30 @@ Pool::Pool(int threads) : owner_(getpid()) {
 }
 
 Pool::~Pool() {
-    if (owner_ != getpid()) {  // after fork() there is no thread to join
-        for (auto& worker : workers_) worker.detach();
+    if (owner_ != getpid()) {
+        // After fork() there is no thread to join. Nor to detach: a new one may have got the handle of an old one. So the
+        // handles stay for ever, for a thread's destructor ends the process.
+        new std::vector<std::thread>(std::move(workers_));
         return;
     }
+    end_workers();
+}
+
+void Pool::end_workers() {
     stop_.store(true);
     generation_.fetch_add(1);
     generation_.notify_all();
     for (auto& worker : workers_) worker.join();
 }
 
-Pool::Lease::Lease(Pool& pool) : pool_(pool), lock_(pool.mutex_) {
-    if (pool.owner_ != getpid())
+// Before it is locked: a thread that held it when the process forked does not give it back here.
+std::mutex& Pool::own_mutex() {
+    if (owner_ != getpid())
         throw std::runtime_error("the model was loaded before fork(): load it again in this process");
+    return mutex_;
+}
+
+Pool::Lease::Lease(Pool& pool) : pool_(pool), lock_(pool.own_mutex()) {
     std::fegetenv(&callers_mode_);
     std::fesetenv(FE_DFL_ENV);
     pool_.placement_.follow_caller(pool_.workers_);

@@ -65,6 +65,8 @@ private:
     std::uint32_t take_share(int share, int worker);
     std::uint32_t end_of(int share) const;
     void work(int worker);
+    void end_workers();
+    std::mutex& own_mutex();
 
     std::vector<std::thread> workers_;
     std::mutex mutex_;     // held by the lease

@@ -102,6 +102,28 @@ def test_long_questions_are_cut_but_the_context_never() -> None:
     assert (windows[0].places[:, 0] >= 0).sum() == 4
 
 
+@pytest.mark.parametrize("window", [16, 64, 67])
+def test_a_question_leaves_half_of_a_small_window_and_cuts_are_logged(
+    window: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = QuestionExample("q", "a " * 500, "anna lives in oslo " * 9, ((14, "oslo"),))
+    short = QuestionExample("r", "who", "anna lives in oslo", ((14, "oslo"),))
+    windows = encoder("question-answering", window=window).windows([long, short, long])
+    assert max(len(one.ids) for one in windows) <= window
+    seen = {int(place) for one in windows if one.example == 0 for place in one.places[:, 0] if place >= 0}
+    assert len(seen) == 4 * 9
+    limit = (window - 3) // 2
+    assert caplog.messages == [
+        f"2 of 3 questions have more than {limit} tokens: they were cut, {2 * (500 - limit)} tokens in all"
+    ]
+
+
+def test_names_of_groups_may_look_like_prefixes() -> None:
+    example = TaggedExample(("Anna-Ben", "oslox"), ("B-JOB-TITLE", "I-JOB-TITLE"))
+    (window,) = encoder("token-classification", labels=("JOB-TITLE",)).windows([example])
+    assert window.targets.tolist() == [IGNORED, 1, 2, 2, 2, IGNORED, IGNORED]
+
+
 def test_a_vocabulary_that_was_not_loaded_is_refused() -> None:
     empty = Tokenizer(WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}, unk_token="[UNK]"))
     with pytest.raises(DataError, match="plain letters"):

@@ -139,6 +139,15 @@ def test_export_takes_over_what_kind_of_task_it_is(tmp_path: Path) -> None:
     assert (exported.pairs, exported.multi_label, exported.no_answer) == (True, True, False)
     exported = task_of(engine.read_manifest(tmp_path / "asking-out"))
     assert (exported.no_answer, exported.no_answer_threshold) == (True, 0.0)
+    data = tiny.write_questions2(tmp_path / "dev.json")
+    judged = ["--out", str(tmp_path / "judged"), "--task", "question-answering", "--no-answer", "--data", str(data)]
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "asking"), *judged])
+    assert result.exit_code == 0, result.output
+    manifest = engine.read_manifest(tmp_path / "judged")
+    assert task_of(manifest).no_answer_threshold != 0.0
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "judged"), str(data)])
+    score = manifest.raw["quality"]["quantized"]
+    assert f" f1 {score:.4f}" in result.output and f"best_f1 {score:.4f}" in result.output, "the best is what it does"
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,11 @@ def test_student_and_teacher_may_be_two_checkpoints_of_one_vocabulary(tmp_path: 
     assert load_language_model(str(tmp_path / "run" / "pruned"), task).config.num_hidden_layers == 2  # type: ignore[arg-type]
     line = next(line for line in train.read_metrics(tmp_path / "run") if "hidden_loss" in line)
     assert 0 < line["hidden_loss"] < 4
+    wide = tiny.checkpoint(tmp_path / "wide", hidden=64)
+    wider = text.replace(str(large), str(wide))
+    with pytest.raises(CheckpointError, match="the student is 32 wide, its teacher 64"):
+        pretrain.prepare(parse_recipe(wider), wider, tmp_path, tmp_path / "wider")  # type: ignore[arg-type]
+    assert not (tmp_path / "wider").exists()
     AutoTokenizer.from_pretrained(small)
     vocabulary = (large / "tokenizer.json").read_text().replace("paris", "milan")
     (large / "tokenizer.json").write_text(vocabulary)

@@ -121,6 +121,10 @@ def test_values_arrive_typed_and_defaults_hold(tmp_path: Path) -> None:
         ('text = "the story was superb"', 'question = "?"', "'golden[0]' is ['question']; it must be"),
         ('dataset = "made up"\n', "", "missing key 'data.dataset'"),
         ('name = "tiny"', "name = ", "not valid TOML"),
+        ('name = "tiny"', 'name = "Tiny 90"', "'name' is 'Tiny 90'; it must be at most 64 of a-z 0-9"),
+        ('["negative", "positive"]', '["", "positive"]', "it must be without an empty one"),
+        ('dataset = "made up"', 'dataset = "x"\nunlabelled = {files = ["a.txt"], sources = ["b"], sentences = 9}',
+         "a .json file where there are sources"),
         ("epochs = 1\n", "", "quantize.training.steps' is (0.0, 0); it must be one of the two"),
         ("epochs = 1\n", "epochs = 1\nsteps = 9\n", "is (1.0, 9); it must be one of the two"),
         ("[teacher]\nepochs = 3\n", "[teacher]\n", "it must be with epochs or steps; without them, with a fine-tuned"),
@@ -173,6 +177,12 @@ def test_a_mistake_in_how_to_prune_is_named(tmp_path: Path, settings: str, messa
     with pytest.raises(RecipeError) as error:
         parse_recipe(good)
     assert message in str(error.value)
+
+
+def test_an_answer_is_no_longer_than_a_window(tmp_path: Path) -> None:
+    long = text(tmp_path, "question-answering").replace("max_answer_tokens = 8", "max_answer_tokens = 33")
+    with pytest.raises(RecipeError, match=r"'task\.max_answer_tokens' is 33; it must be in \[1, 32\], the window"):
+        parse_recipe(long)
 
 
 def test_question_answering_has_no_labels(tmp_path: Path) -> None:

@@ -107,6 +107,22 @@ def test_mistakes_end_at_once_with_one_line(tmp_path: Path, old: str, new: str, 
     assert not (tmp_path / "x" / "metrics.jsonl").exists()
 
 
+def test_more_threads_than_there_are_are_refused_before_any_training(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(tiny.recipe("text-classification", tiny.checkpoint(tmp_path / "base"), tmp_path))
+    for command in (["run", str(path), "--data", str(tmp_path)], ["evaluate", str(tmp_path), "x.tsv"]):
+        result = CliRunner().invoke(app, [*command, "--threads", "4096"])
+        assert result.exit_code == 2 and "--threads is 4096; this machine gives" in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_golden_question_is_no_longer_than_the_service_reads_it(tmp_path: Path) -> None:
+    text = tiny.recipe("question-answering", tiny.checkpoint(tmp_path / "base"), tmp_path)
+    text = text.replace("where does anna live?", "where does anna live " * 4)
+    with pytest.raises(RecipeError, match=r"'golden\[0\]\.question' has 16 tokens; it must have at most 14"):
+        run.prepare(parse_recipe(text), text, tmp_path, tmp_path / "run")  # type: ignore[arg-type]
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path: Path) -> None:
     text = tiny.recipe("text-classification", tiny.checkpoint(tmp_path / "base"), tmp_path)
     run.prepare(parse_recipe(text), text, tmp_path, tmp_path / "run")

@@ -258,6 +258,8 @@ def test_a_run_goes_on_with_smaller_parts_but_not_with_another_result(tmp_path: 
     smaller = text.replace("gradient_accumulation = 2", "gradient_accumulation = 4")
     run.prepare(parse_recipe(smaller), smaller, tmp_path, one.folder)
     assert (one.folder / "recipe.toml").read_text() == smaller
+    renamed = smaller.replace('name = "tiny"', 'name = "another"').replace("the story was superb", "a dull story")
+    run.prepare(parse_recipe(renamed), renamed, tmp_path, one.folder)
     other = smaller.replace("learning_rate = 3e-4", "learning_rate = 2e-4")
     with pytest.raises(RecipeError, match="another recipe"):
         run.prepare(parse_recipe(other), other, tmp_path, one.folder)

@@ -22,9 +22,10 @@ from compression.encode import IGNORED, Encoder
 from compression.examples import DataError, TaggedExample, TextExample
 from compression.objective import Batch, batch_of, collate, output_of, task_loss
 from compression.read_recipe import parse_recipe
-from compression.recipe import Recipe, Task
+from compression.recipe import Data, Recipe, Task, Unlabelled
+from compression.surgeon import Patient, operate
 from compression.train import read_metrics
-from compression.unlabelled import PER_DOCUMENT, read_sentences, split_sentences
+from compression.unlabelled import PER_DOCUMENT, read_sentences, read_unlabelled, split_sentences
 from tests.compression import tiny
 
 DOCUMENTS = [
@@ -84,18 +85,24 @@ def test_contexts_of_a_squad_file_are_documents_and_its_questions_are_not_read(t
     sentences = ["The film was long and loud.", "Nobody slept in it at all.", films[1]]
     assert read_sentences([squad, more], 4, 1, ("films",)) == [*sentences, more.read_text().strip()]
     assert read_sentences([squad], 4, 1) == [*towns, *sentences]
-    for content, sources, message in (
-        (
-            squad.read_text(),
-            ("rivers",),
-            'no article has "source": "rivers", as data.unlabelled.sources says; found: films',
-        ),
-        ('{"data": [{"paragraphs": [{}]}]}', (), "not a SQuAD JSON file, as data.unlabelled needs: KeyError"),
-        ("[1, 2]", (), "not a SQuAD JSON file"),
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"data": [article("rivers", ["The longest river of them all is the Nile."])]}))
+
+    def asked(*sources: str, files: tuple[str, ...] = ("train.json", "other.json")) -> list[str]:
+        return read_unlabelled(tmp_path, Data("made up", "", "", unlabelled=Unlabelled(files, 1, sources)), 1)
+
+    assert asked("rivers") == ["The longest river of them all is the Nile."], "which file has a source does not matter"
+    with pytest.raises(DataError, match=r'no article has "source": "lakes", .*found: films, rivers, towns'):
+        asked("films", "lakes")
+    with pytest.raises(DataError, match=r"gone\.txt: no such file"):
+        asked("films", files=("train.json", "gone.txt"))
+    for content, message in (
+        ('{"data": [{"paragraphs": [{}]}]}', "not a SQuAD JSON file, as data.unlabelled needs: KeyError"),
+        ("[1, 2]", "not a SQuAD JSON file"),
     ):
         squad.write_text(content)
         with pytest.raises(DataError, match=message):
-            read_sentences([squad], 1, 1, sources)
+            read_sentences([squad], 1, 1)
     squad.write_bytes(b"\xff{}")
     with pytest.raises(DataError, match=r"train\.json: not UTF-8"):
         read_sentences([squad], 1, 1)
@@ -198,6 +205,24 @@ def test_the_sparse_model_follows_its_teacher_on_texts_without_labels(tmp_path: 
         rounds = plan.plan_rounds(one if sentences else replace(one, unlabelled=()))
         assert found == {planned.name: planned.steps for planned in rounds}
     assert apart[200] < 0.6 * apart[0]
+
+
+def test_the_surgeon_measures_with_labelled_windows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = recipe_with(tmp_path, "token-classification", sentences=200)
+    text = text.replace("[prune]", '[prune]\ncriterion = "obert"\nfisher = {gradients = 4, batch_size = 4}')
+    one = run.prepare(parse_recipe(text), text, tmp_path, tmp_path / "run")  # type: ignore[arg-type]
+    patients: list[Patient] = []
+
+    def noted(patient: Patient, *arguments: Any) -> Any:
+        patients.append(patient)
+        return operate(patient, *arguments)
+
+    monkeypatch.setattr("compression.loop.operate", noted)
+    run.fit_pruned(one, run.fit_teacher(one))
+    assert len(one.train_windows) < len(one.windows_of(one.recipe.prune.distillation))  # type: ignore[union-attr]
+    assert patients[0].lengths == [len(window.ids) for window in one.train_windows]
+    losses = [patients[0].loss([number]).item() for number in range(len(one.train_windows))]
+    assert min(losses) > 0, "each has labels to be wrong about"
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_no_folder(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", errors.MissingFileError, "nowhere/manifest.json")
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b'{"a": NaN}', b"[" * 100_000, b"1" * 5000])
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b'{"a": NaN}', b'{"a": 1e999}', b"[" * 100_000, b"1" * 5000])
 def test_manifest_syntax(folder: Path, text: bytes) -> None:
     (folder / "manifest.json").write_bytes(text)
     refused(folder, errors.ManifestSyntaxError, "is not UTF-8 JSON")
@@ -106,6 +106,7 @@ INVALID: list[tuple[list[str], object, str]] = [
     (["architecture", "layer_norm_eps"], "0", "must be a number from"),
     (["task", "name"], "summarization", "must be one of question-answering"),
     (["task", "labels"], "start", "must be a list of texts"),
+    (["task", "labels"], ["a\ud83d", "b"], "must be Unicode texts"),
     (["task", "labels"], ["a", "a"], "must be all different"),
     (["task", "head_activation"], "tanh", "must be one of null"),
     (["task", "window"], 17, "task.window is 17, must be an integer from 3 to 16"),

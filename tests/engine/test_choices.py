@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import engine
 from engine import _engine
+from engine.artifact import ChecksumError
 from tests.random_artifact import write_random_artifact
 
 
@@ -146,6 +149,139 @@ except RuntimeError as error:
     os._exit(0 if "load it again in this process" in str(error) else 2)
 os._exit(3)
 """
+
+
+# The old model dies after the new one has threads, whose handles may be the old one's again.
+FORK_AND_LOAD = """
+import os, sys, engine, numpy
+model = engine.load(sys.argv[1], threads=int(sys.argv[2]))
+one = numpy.ones(1, numpy.int32)
+expected = model.forward(one, one).tobytes()
+if os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+model = engine.load(sys.argv[1], threads=int(sys.argv[2]))
+assert model.forward(one, one).tobytes() == expected
+model = engine.load(sys.argv[1], threads=int(sys.argv[2]))
+sys.exit(0 if model.forward(one, one).tobytes() == expected else 3)
+"""
+
+# The lock of the pool is held as the process forks.
+FORK_WHILE_BUSY = """
+import os, sys, threading, engine, numpy
+model = engine.load(sys.argv[1])
+many, one = numpy.ones(64, numpy.int32), numpy.ones(1, numpy.int32)
+lengths = numpy.full(4, 16, numpy.int32)
+def work():
+    while not stop:
+        model.forward(many, lengths)
+stop = False
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads:
+    thread.start()
+codes = []
+for _ in range(8):
+    if child := os.fork():
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        continue
+    try:
+        model.forward(one, one)
+    except RuntimeError as error:
+        os._exit(0 if "load it again in this process" in str(error) else 2)
+    os._exit(3)
+stop = True
+for thread in threads:
+    thread.join()
+sys.exit(max(codes))
+"""
+
+FEW_THREADS = """
+import resource, sys, engine
+engine.threads_from_quota = lambda: 64
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 80 * 2**20, resource.RLIM_INFINITY))
+try:
+    engine.load(sys.argv[1])
+except RuntimeError as error:
+    assert "cannot start thread" in str(error) and "of 64" in str(error), error
+    sys.exit(0)
+sys.exit(3)
+"""
+
+# A buffer that is refilled while a call reads it: wrong answers are the caller's, the memory is ours.
+RACE = """
+import sys, threading, time, engine, numpy
+model = engine.load(sys.argv[1])
+ids, lengths = numpy.ones(64, numpy.int32), numpy.full(4, 16, numpy.int32)
+def spoil():
+    while not stop:
+        ids[:] = -(2**31)
+        ids[:] = 2**31 - 1
+        lengths[:] = 2**31 - 1
+        lengths[:] = 16
+        ids[:] = 1
+stop = False
+thread = threading.Thread(target=spoil)
+thread.start()
+end, answers = time.monotonic() + 2, 0
+while time.monotonic() < end or not answers:
+    try:
+        model.forward(ids, lengths)
+        answers += 1
+    except ValueError:
+        pass
+stop = True
+thread.join()
+"""
+
+
+def run_alone(program: str, artifact: Path, *arguments: object) -> None:
+    command = [sys.executable, "-c", program, str(artifact), *map(str, arguments)]
+    done = subprocess.run(command, check=False, timeout=120, cwd=artifact, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_child_may_load_what_its_parent_had_loaded(artifact: Path, threads: int) -> None:
+    run_alone(FORK_AND_LOAD, artifact, min(threads, engine.threads_from_quota()))
+
+
+def test_a_child_of_a_busy_parent_does_not_wait_for_it(artifact: Path) -> None:
+    run_alone(FORK_WHILE_BUSY, artifact)
+
+
+def test_threads_that_cannot_be_started_are_an_error_that_says_so(artifact: Path) -> None:
+    run_alone(FEW_THREADS, artifact)
+
+
+def test_arrays_that_change_during_a_call_do_no_harm(artifact: Path) -> None:
+    run_alone(RACE, artifact)
+
+
+def test_more_cpus_than_a_pool_can_have_threads_are_no_error(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "threads_from_quota", lambda: 384)
+    assert engine.load(artifact).threads == 256
+    with pytest.raises(ValueError, match="threads is 300, must be 1 to 256"):
+        engine.load(artifact, threads=300)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_taken(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was checked must be what answers."""
+    shutil.copytree(artifact, tmp_path / "a")
+    check = engine.check_files
+
+    def checked_then_replaced(path: Path, manifest: Any) -> Any:
+        found = check(path, manifest)
+        shutil.copy(path / "model.safetensors", path / "new")
+        (path / "new").rename(path / "model.safetensors")
+        return found
+
+    monkeypatch.setattr(engine, "check_files", checked_then_replaced)
+    with pytest.raises(ChecksumError, match="was replaced while it was read: load it again"):
+        engine.load(tmp_path / "a")
+    monkeypatch.undo()
+    engine.load(tmp_path / "a")
 
 
 def test_a_model_from_before_fork_says_so(artifact: Path) -> None:
