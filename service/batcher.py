@@ -64,6 +64,9 @@ class Batcher:
         self._max_queue_tokens = max_queue_tokens
         self._metrics = metrics
         self.front = Front()
+        # The engine's part of a short request's wait; asked for when the page of metrics is written, by another thread.
+        self._queue_seconds = 0.0
+        metrics.predicted_wait.set_function(lambda: self._queue_seconds + self.front.seconds_at_the_door)
         self._schedule: Schedule[_Job] = Schedule(max_batch_tokens)
         self._tokens = 0
         self._arrived = asyncio.Event()
@@ -170,7 +173,7 @@ class Batcher:
             self._drop_hopeless(began)
             batch = self._schedule.next_batch(began)
             if not batch:
-                self._metrics.predicted_wait.set(0)
+                self._queue_seconds = 0.0
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
@@ -180,7 +183,7 @@ class Batcher:
         windows = [window for _, window in batch]
         for job, _ in batch:
             job.started_at = job.started_at or began
-        self._metrics.predicted_wait.set(self._schedule.wait(NO_CALL.lane, began))
+        self._queue_seconds = self._schedule.wait(NO_CALL.lane, began)
         try:
             self.engine_since = began
             work = asyncio.get_running_loop().run_in_executor(self._engine, timed_forward, batch[0][0].model, windows)

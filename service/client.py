@@ -69,6 +69,10 @@ _FIELDS: Final = TypeAdapter(list[ProblemField])
 _ENTITIES: Final = TypeAdapter(Response[Entity])
 
 
+# A socket's limit of 0 means something else.
+SHORTEST_WAIT: Final = 1e-3
+
+
 class ClientError(Exception):
     """A request that got no answer; `lost`: its server may have begun with it, and then went away."""
 
@@ -303,12 +307,39 @@ class Client(_Face):
         while True:
             left = attempts.left(time.monotonic())
             try:
-                answer = _settled(self._http.post(url, content=body, headers=self._timed(left), timeout=left))
+                answer = _settled(self._post(url, body, left))
             except httpx.HTTPError as error:
                 answer = _unanswered(error, url)
             if isinstance(answer, bytes):
                 return answer
             time.sleep(attempts.pause(time.monotonic(), answer))
+
+    def _post(self, url: str, body: bytes, left: float) -> httpx.Response:
+        """Return the whole response within `left` seconds. Raises httpx.HTTPError."""
+        limits = _Remaining(left)
+        headers, extensions = self._timed(left), {"timeout": limits}
+        with self._http.stream("POST", url, content=body, headers=headers, extensions=extensions) as response:
+            content = bytearray()
+            for piece in response.iter_raw():
+                content += piece
+                if limits.over:
+                    raise httpx.ReadTimeout("the answer did not end in time", request=response.request)
+        return httpx.Response(response.status_code, headers=response.headers, content=bytes(content))
+
+
+class _Remaining(dict[str, float]):
+    """The time limits that httpx asks for before each step (pool, connect, write, read): what is left of one budget."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._end = time.monotonic() + seconds
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def get(self, _step: object = None, _default: object = None) -> float:
+        return max(SHORTEST_WAIT, self._end - time.monotonic())
 
 
 class AsyncClient(_Face):

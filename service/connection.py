@@ -6,6 +6,7 @@ left of a body after its answer. The time for a body that is read is `middleware
 
 import asyncio
 import json
+import re
 from asyncio.events import TimerHandle
 from http import HTTPStatus
 from math import inf
@@ -21,6 +22,9 @@ from service.glance import Glance
 
 # Request line and headers; twice what nginx and Apache allow by default, so they would have refused it before.
 MAX_HEAD_BYTES: Final = 64 * 1024
+
+
+UPGRADE: Final = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
 class HeadTooLargeError(Exception):
@@ -40,6 +44,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None
         self._head_bytes = 0
         self._body_open = False
+        # Pieces of bodies so far, and the bytes that came since the last one while a body was not at its end.
+        self._pieces = self._beside_body = 0
         # Bytes that are to come of a body that was refused at a glance, and when the last such refusal was.
         self._unread = 0
         self._refused_at = -inf
@@ -100,14 +106,35 @@ class PatientProtocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def _parse(self, data: bytes) -> None:
-        """Parse bytes, and count those of a head that is not complete yet."""
-        unfinished = self._head_bytes
-        super().data_received(data)
+        """Parse bytes, and count those of a head that is not complete yet, or beside a body."""
+        unfinished, was_open, pieces = self._head_bytes, self._body_open, self._pieces
+        super().data_received(data if was_open else _without_upgrade(data))
+        if was_open and self._body_open:
+            self._beside_body = self._beside_body + len(data) if pieces == self._pieces else 0
+            if self._beside_body > MAX_HEAD_BYTES:
+                self._refuse_rest()
         # Counted from the second piece on: the first may hold the end of another request.
         if unfinished and self._head_bytes == unfinished:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse(*_head_too_large())
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head; those behind a chunked body are dropped, for they are none (RFC 9110, 6.5.1)."""
+        if not self._body_open:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Know that it goes on."""
+        self._pieces += 1
+        super().on_body(body)
+
+    def _refuse_rest(self) -> None:
+        """End a connection that sends chunk extensions or trailers without end."""
+        if self.cycle is not None and self.cycle.response_started:
+            self.transport.close()
+        else:
+            self._refuse(*_head_too_large())
 
     def on_message_begin(self) -> None:
         """Begin to wait for the rest of the head."""
@@ -122,7 +149,7 @@ class PatientProtocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
             self._refusal = _head_too_large()
             raise HeadTooLargeError
-        self._body_open = True
+        self._body_open, self._beside_body = True, 0
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
@@ -178,6 +205,17 @@ class PatientProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Make `Upgrade` in a head another field of the same length: a server may ignore it, the parser would not.
+
+    It would take the body for another protocol's. Java's client offers h2c with each request. A name that comes in two
+    pieces is not seen.
+    """
+    end = data.find(b"\r\n\r\n")
+    found = UPGRADE.search(data, 0, len(data) if end < 0 else end)
+    return data if found is None else data[: found.start()] + b"\r\nx-grade" + data[found.end() :]
 
 
 def _head_too_large() -> tuple[HTTPStatus, str]:

@@ -32,7 +32,7 @@ from service.schemas import (
 )
 from service.task import Task
 from service.token_classification import TOKEN_CLASSIFICATION
-from service.translation import ask
+from service.translation import Place, ask
 from service.validation import checked, read_json
 from service.windows import Encoded, Floats, merged
 
@@ -107,7 +107,7 @@ class _Work:
     items: Sequence[object]
     parameters: Strict
     answer: Callable[[list[list[Any]]], BaseModel]
-    places: Mapping[str, str]
+    place: Place
 
 
 def is_deepsparse(body: object) -> bool:
@@ -126,17 +126,19 @@ async def answer(pipeline: Pipeline, model: Model, body: object) -> HttpResponse
         ServiceError: as `Pipeline.answer`; InvalidRequestError where the body is none for the model's task.
     """
     work = _WORK[model.task](body)
-    response, headers = await ask(
-        pipeline, work.task, model, work.items, work.parameters, lambda pointer: work.places.get(pointer, pointer)
-    )
+    response, headers = await ask(pipeline, work.task, model, work.items, work.parameters, work.place)
     content = work.answer(response.results).model_dump_json()
     return HttpResponse(content, media_type="application/json", headers=headers)
 
 
 def _question(body: object) -> _Work:
     asked = checked(Question.model_validate, body)
-    places = {f"/inputs/0/{name}": f"/{name}" for name in ("question", "context")}
-    return _Work(TASKS[QA], [asked.model_dump()], QuestionAnsweringParameters(), _answered_question, places)
+    parameters = QuestionAnsweringParameters()
+    return _Work(TASKS[QA], [asked.model_dump()], parameters, _answered_question, _question_place)
+
+
+def _question_place(pointer: str) -> str:
+    return pointer.removeprefix("/inputs/0") or pointer
 
 
 def _answered_question(results: list[list[Any]]) -> QuestionAnswer:
@@ -146,16 +148,18 @@ def _answered_question(results: list[list[Any]]) -> QuestionAnswer:
 
 def _sequences(body: object) -> _Work:
     asked = checked(Sequences.model_validate, body).sequences
-    places = {"/inputs": "/sequences"}
-    items: list[object]
+    parameters = TextClassificationParameters()
     if isinstance(asked, str):
-        items, places["/inputs/0"] = [asked], "/sequences"
-    else:
-        items = [_sequence(row, f"/sequences/{i}") for i, row in enumerate(asked)]
-        for i in range(len(items)):
-            where = f"/sequences/{i}"
-            places |= {f"/inputs/{i}": where, f"/inputs/{i}/text": where + "/0", f"/inputs/{i}/text_pair": where + "/1"}
-    return _Work(TASKS[CLASSES], items, TextClassificationParameters(), _classes, places)
+        return _Work(TASKS[CLASSES], [asked], parameters, _classes, lambda _: "/sequences")
+    items = [_sequence(row, f"/sequences/{i}") for i, row in enumerate(asked)]
+    return _Work(TASKS[CLASSES], items, parameters, _classes, _sequence_place)
+
+
+def _sequence_place(pointer: str) -> str:
+    place = pointer.replace("/inputs", "/sequences", 1)
+    for name, number in (("/text_pair", "/1"), ("/text", "/0")):
+        place = place.removesuffix(name) + number if place.endswith(name) else place
+    return place
 
 
 def _sequence(row: str | Sequence[str], pointer: str) -> object:
@@ -176,8 +180,12 @@ def _inputs(body: object) -> _Work:
     texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
     if asked.is_split_into_words:
         return _words(texts)
-    places = {"/inputs/0": "/inputs"} if isinstance(asked.inputs, str) else {}
-    return _Work(TOKENS, texts, TokenClassificationParameters(), lambda found: Predictions(predictions=found), places)
+    place = _only_input if isinstance(asked.inputs, str) else str
+    return _Work(TOKENS, texts, TokenClassificationParameters(), lambda found: Predictions(predictions=found), place)
+
+
+def _only_input(pointer: str) -> str:
+    return "/inputs" if pointer == "/inputs/0" else pointer
 
 
 def _words(words: Sequence[str]) -> _Work:
@@ -194,7 +202,7 @@ def _words(words: Sequence[str]) -> _Work:
                 found.setdefault(word, token.model_copy(update=moved))
         return Predictions(predictions=[list(found.values())])
 
-    return _Work(TOKENS, [text], TokenClassificationParameters(), predictions, {"/inputs/0": "/inputs"})
+    return _Work(TOKENS, [text], TokenClassificationParameters(), predictions, _only_input)
 
 
 def tokens(

@@ -186,7 +186,10 @@ def problem(
 
 def shown(value: object) -> str:
     """Return a caller's value, JSON unless it is a string, as short text that can always be encoded."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+    except RecursionError:  # it could just be read
+        text = "(nested too deeply)"
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}… ({len(text)} characters)"
 

@@ -70,6 +70,7 @@ def add_hugging_face_routes(
         request.state.task, request.state.model = model.task, model.name
         contract = CONTRACTS[model.task]
         body = checked(contract.body.model_validate, read_json(await request.body()))
+        pipeline.check_count(body.count)
         answer, stages = await pipeline.answer(contract.task, model, body)
         usage = {"x-input-tokens": str(answer.usage.tokens), "x-windows": str(answer.usage.windows)}
         content = to_json(contract.shape(body.inputs, answer.results))

@@ -99,12 +99,17 @@ class Columns(Strict):
     question: OneOrMany[Text]
     context: OneOrMany[Text]
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return next((len(column) for column in (self.question, self.context) if isinstance(column, list)), 1)
+
     def items(self) -> list[QuestionInput]:
         """Return question and context of each."""
         columns = (self.question, self.context)
-        count = next((len(column) for column in columns if isinstance(column, list)), 1)
-        rows = zip(*(column if isinstance(column, list) else [column] * count for column in columns), strict=True)
-        return [QuestionInput(question=question, context=context) for question, context in rows]
+        rows = zip(*(column if isinstance(column, list) else [column] * self.count for column in columns), strict=True)
+        # Not checked again: one context may stand beside thousands of questions.
+        return [QuestionInput.model_construct(question=question, context=context) for question, context in rows]
 
     @model_validator(mode="after")
     def _equally_long(self) -> "Columns":
@@ -134,8 +139,14 @@ class QuestionAnsweringBody(Strict):
 
     def pointers(self) -> list[str]:
         """Return the JSON pointer of each input; of columns that of the object which holds them."""
-        count = len(self.items())
-        return [f"/inputs/{i}" for i in range(count)] if isinstance(self.inputs, list) else ["/inputs"] * count
+        if isinstance(self.inputs, list):
+            return [f"/inputs/{i}" for i in range(len(self.inputs))]
+        return ["/inputs"] * self.inputs.count
+
+    @property
+    def count(self) -> int:
+        """How many inputs there are."""
+        return len(self.inputs) if isinstance(self.inputs, list) else self.inputs.count
 
 
 class TextClassificationBody(Inputs[TextOrPair]):

@@ -132,11 +132,16 @@ class Pipeline:
         self._metrics.answered(task.name, model.name, stages, read.tokens, read.windows)
         return Response(model=model.name, results=results, usage=read), stages
 
+    def check_count(self, count: int) -> None:
+        """Raise TooLargeError for more inputs than a request may have: before anything is made of them."""
+        most = self._settings.max_inputs
+        if count > most:
+            message = f"there are {count} inputs, at most {most} are allowed: send more requests"
+            raise TooLargeError.at("/inputs", message, value=count, limit=most)
+
     def _check_limits(self, items: Sequence[Item], pointers: Sequence[str]) -> None:
-        most, longest = self._settings.max_inputs, self._settings.max_text_chars
-        if len(items) > most:
-            message = f"there are {len(items)} inputs, at most {most} are allowed: send more requests"
-            raise TooLargeError.at("/inputs", message, value=len(items), limit=most)
+        self.check_count(len(items))
+        longest = self._settings.max_text_chars
         for item, pointer in zip(items, pointers, strict=True):
             for where, text in texts(item, pointer):
                 if len(text) > longest:

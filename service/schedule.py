@@ -197,7 +197,7 @@ class Schedule(Generic[AnyJob]):
                     retry_after=_whole_seconds(other.deadline - now),
                 )
             finish -= other.seconds / self._speed(job.lane)
-        if not line.jobs:
+        if job.lane is Lane.BATCH and not line.jobs:  # nothing is owed to a lane that had nothing to do
             self._owed = min(self._owed, 0.0)
         line.add(job)
 

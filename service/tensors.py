@@ -198,7 +198,11 @@ def integers(tensor: InputTensor, pointer: str, part: bytes | None) -> Int64s:
             raise InvalidRequestError.at(f"{pointer}/parameters/binary_data_size", message, value=len(part))
         array = np.frombuffer(part, kind).astype(np.int64)
         _check_count(tensor, pointer, len(array))
-    return array.reshape(tensor.shape)
+    try:
+        return array.reshape(tensor.shape)
+    except ValueError:  # no elements, and a dimension that numpy cannot count
+        message = f"the shape {shown(tensor.shape)} is too large"
+        raise InvalidRequestError.at(f"{pointer}/shape", message, value=tensor.shape) from None
 
 
 def _check_type(tensor: InputTensor, pointer: str, allowed: Sequence[str]) -> None:

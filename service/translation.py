@@ -38,6 +38,7 @@ async def ask(
         ServiceError: as `Pipeline.answer`, and InvalidRequestError for an item; pointers are put through `place`.
     """
     try:
+        pipeline.check_count(len(items))
         inputs = [checked(task.item.validate_python, item, "inputs", i) for i, item in enumerate(items)]
         # Checked above, so that one wrong item has one error with its own pointer.
         request = Request[Any, Any].model_construct(inputs=inputs, model=model.name, parameters=parameters)

@@ -170,6 +170,36 @@ def test_a_body_longer_than_it_said_is_a_second_request_that_is_no_http(client: 
     assert [status for status, _ in answers(client)][-1] == 400
 
 
+H2C = HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_an_upgrade_that_is_offered_is_not_taken_and_the_body_is_read(client: socket.socket, pieces: int) -> None:
+    """As Java's HttpClient offers HTTP/2."""
+    head, body = ASK.split(b"\r\n\r\n", 1)
+    offered = H2C + head.split(b"\r\n")[-1] + b"\r\n\r\n"
+    assert b"content-length" in offered.lower()
+    for _ in range(2):
+        client.sendall(offered + (body if pieces == 1 else b""))
+        if pieces == 2:
+            time.sleep(SECONDS / 4)
+            client.sendall(body)
+        assert answer_status(client) == 200
+
+
+def test_fields_behind_a_chunked_body_are_no_headers_and_have_an_end(client: socket.socket) -> None:
+    _, body = ASK.split(b"\r\n\r\n", 1)
+    chunked = HEAD + b"transfer-encoding: chunked\r\n\r\n" + b"%x\r\n%s\r\n0\r\n" % (len(body), body)
+    client.sendall(chunked + b"x-request-timeout-ms: no number\r\n\r\n")
+    assert answer_status(client) == 200, "as a header it would be a 400"
+    client.sendall(chunked)
+    with suppress(OSError):
+        for _ in range(2 * MAX_HEAD_BYTES // 1000):
+            client.sendall(b"x-more: " + b"a" * 1000 + b"\r\n")
+            time.sleep(SECONDS / 1000)
+    assert answer_status(client) == 431
+
+
 def test_pipelined_requests_are_answered_in_order(client: socket.socket) -> None:
     texts = ["a good film", "a bad film", "the film was good and bad", "x"] * 5
     requests = []

@@ -34,6 +34,10 @@ def test_any_value_can_be_shown_in_a_body(value: object) -> None:
 def test_long_values_are_cut_and_say_so() -> None:
     assert shown("ab" * 500) == "ab" * 40 + "… (1000 characters)"
     assert shown("\ud800") == "\\ud800"
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert shown(deep) == "(nested too deeply)"
 
 
 def test_the_body_has_the_members_of_rfc_9457_and_the_ones_other_clients_read() -> None:

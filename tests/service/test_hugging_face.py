@@ -133,6 +133,7 @@ BAD: list[tuple[str, Any, int, str | None, str]] = [
     ("question", {"inputs": "a"}, 422, "/inputs", "JSON object"),
     ("question", {"inputs": {"question": ["a", 1], "context": "b"}}, 422, "/inputs/question/1", "string"),
     ("question", {"inputs": {"question": ["a"], "context": [" "]}}, 422, "/inputs/context", "no words"),
+    ("question", {"inputs": {"question": [""] * 5, "context": "é" * 101}}, 413, "/inputs", "5 inputs"),
     ("question", {"inputs": [ASKED, {**ASKED, "contxt": ""}]}, 422, "/inputs/1/contxt", "did you mean 'context'"),
     ("question", {"inputs": ASKED, "parameters": {"max_question_len": 3}}, 422, "/inputs/question", "at most 3 were"),
     ("question", {"inputs": ASKED, "parameters": {"max_seq_len": 33}}, 422, "/parameters/max_seq_len", "at most 32"),

@@ -169,6 +169,25 @@ def test_the_batch_lane_gets_its_share_of_a_busy_engine_and_no_more(model: Model
     assert sum(1 in batch for batch in during) == pytest.approx(BATCH_SHARE * len(during), abs=2)
 
 
+def test_the_batch_lane_has_its_share_beside_clients_that_empty_their_line_each_time(model: Model) -> None:
+    """Two clients that ask again as soon as they are answered: every call takes all of their lane."""
+    schedule: Schedule[Job] = Schedule(BATCH_TOKENS)
+    one = with_cost(model)
+    job = Job(one, [window(50) for _ in range(200)], 0.0, ADMITTED_ALL, Lane.BATCH)
+    schedule.admit(job, 0.0)
+    now, calls = 0.0, 400
+    for _ in range(calls):
+        for _ in range(2):
+            schedule.admit(Job(one, [window(20)], now, ADMITTED_ALL, Lane.INTERACTIVE), now)
+        batch = schedule.next_batch(now)
+        seconds = one.cost.scale * one.cost.call(one.cost.window(len(part.ids)) for _, part in batch)
+        now += seconds
+        schedule.done(batch, seconds)
+        if job.taken == len(job.windows):
+            break
+    assert job.taken * 50 * SECOND == pytest.approx(BATCH_SHARE * now, rel=0.15)
+
+
 def test_the_batch_lane_has_the_engine_while_nobody_else_wants_it(model: Model) -> None:
     story = Story([with_cost(model)]).tell([Arrival(0, [50] * 40, lane=Lane.BATCH), Arrival(5.5, [50])])
     assert story.finished[0] == pytest.approx(20.5)

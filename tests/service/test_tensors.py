@@ -78,6 +78,8 @@ BAD_INTEGERS: list[tuple[InputTensor, bytes | None, str, str]] = [
     (tensor([1, 1], "INT64"), b"1234567", "/parameters/binary_data_size", "multiple"),
     (tensor([1, 2], "INT32"), b"1234", "/data", "1 elements, the shape [1, 2] has 2"),
     (tensor([2**63 - 1, 2**63 - 1], "INT32"), b"", "/data", "0 elements"),
+    (tensor([0, 2**63 - 1], "INT64", []), None, "/shape", "is too large"),
+    (tensor([2**63 - 1, 0], "INT32"), b"", "/shape", "is too large"),
 ]
 
 
