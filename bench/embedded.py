@@ -41,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if embed(artifact, options.models / name):
             print(f"{options.models / name}: replaced by {artifact}", file=sys.stderr)
     if not options.no_judge:
-        models.main(["--data", str(options.data)])
+        elsewhere = options.models != models.EMBEDDED
+        where = ["--models", str(options.models), "--record", str(options.models / "record")] if elsewhere else []
+        page = ["--page", str(options.models / "models.md")] if elsewhere else []
+        models.main(["--data", str(options.data), *where, *page])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run folders")
     made.add_argument("--recipes", type=Path, default=RECIPES)
-    made.add_argument("--models", type=Path, default=models.EMBEDDED, help="where the artifacts go")
+    made.add_argument(
+        "--models", type=Path, default=models.EMBEDDED, help="where the artifacts go; elsewhere, their judgement too"
+    )
     made.add_argument("--threads", type=int, default=0, help="as of sparselane-compress run")
     made.add_argument("--record-steps", action="store_true", help="as of sparselane-compress run")
     made.add_argument("--no-judge", action="store_true", help="leave manifests, README and docs/models.md as they are")

@@ -38,6 +38,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
         f"| encoder, surviving values alone | | {size['ratio_encoder_values']:.1f} |",
         f"| whole model | {size['total_bytes']:,} | {size['ratio_total']:.1f} |",
         "",
+        *_temperature(manifest),
         *_provenance(manifest["provenance"], task),
     ]
     return "\n".join(lines)
@@ -111,6 +112,15 @@ def _quality(quality: Mapping[str, Any]) -> list[str]:
 
 def _cell(score: float | None) -> str:
     return "not measured" if score is None else f"{score:.4g}"
+
+
+def _temperature(manifest: Mapping[str, Any]) -> list[str]:
+    """Say where the calibration error flatters, for who reads it in the table above."""
+    quality, temperature = manifest["quality"], manifest["provenance"].get("temperature", 1.0)
+    if temperature == 1.0 or quality["dataset"] is None:
+        return []
+    fitted = f"{quality['dataset']} {quality['split']}"
+    return [f"Scores are divided by a temperature of {temperature:g} before the softmax, fitted on {fitted}.", ""]
 
 
 def _judged(quality: Mapping[str, Any]) -> list[str]:

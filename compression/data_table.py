@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,15 +110,21 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     return text.strip()
 
 
+_INTEGER = re.compile(r"[+-]?[0-9]+")
+
+
 def _number(value: object, labels: Sequence[str]) -> int:
     """Return the index of a label that is given by its name, or by its index in the recipe's order."""
     name = str(value)
     if name in labels:
         return labels.index(name)
-    if name.isascii() and name.isdigit() and int(name) < len(labels):
+    # Where names are numbers, another number is no place among them.
+    by_place = not any(_INTEGER.fullmatch(label) for label in labels)
+    if by_place and name.isascii() and name.isdigit() and int(name) < len(labels):
         return int(name)
     shown = f"{list(labels[:12])}" + (f" and {len(labels) - 12} more" if len(labels) > 12 else "")
-    raise DataError(f"unknown label {name!r}; the recipe knows {shown} (or 0..{len(labels) - 1})")
+    places = f" (or 0..{len(labels) - 1})" if by_place else ""
+    raise DataError(f"unknown label {name!r}; the recipe knows {shown}{places}")
 
 
 def _tsv(path: Path, *, header: bool) -> tuple[list[str], Iterator[Row]]:

@@ -51,10 +51,10 @@ def best_spans(
     """Return each question's answer; logits are [T, 2] per window.
 
     The answer maximizes start logit + end logit over context tokens with start <= end < start + `longest`, over all
-    windows, and grows to whole words. No answer is worth start logit + end logit of [CLS], in the window where that is
-    least: Devlin et al., arXiv 1810.04805, section 4.3, and the BERT authors' run_squad.
+    windows, and grows to whole words, as the service's do. No answer is worth start logit + end logit of [CLS], in the
+    window where that is least: Devlin et al., arXiv 1810.04805, section 4.3, and the BERT authors' run_squad.
     """
-    best: dict[int, list[tuple[float, int, int]]] = {}
+    best: dict[int, list[_Found]] = {}
     null = np.full(len(examples), np.inf)
     for window, values in zip(windows, logits, strict=True):
         best.setdefault(window.example, []).extend(_spans(window, values, longest))
@@ -66,14 +66,17 @@ def best_spans(
         if not spans:
             result.append(Span(0, 0, 0.0, 0.0))
             continue
-        score, start, end = spans[0]
-        other = next((s for s, a, b in spans if b <= start or a >= end), -np.inf)
-        grown = _whole_words(example.context, start, end)
-        result.append(Span(*grown, float(score - other), float(null[number] - score)))
+        score, start, end, first, last = spans[0]
+        other = next((s for s, a, b, *_ in spans if b <= start or a >= end), -np.inf)
+        result.append(Span(first, last, float(score - other), float(null[number] - score)))
     return result
 
 
-def _spans(window: Window, logits: Floats, longest: int, keep: int = 10) -> list[tuple[float, int, int]]:
+# What a span is worth, its code points, and those of the words it begins and ends in.
+_Found = tuple[float, int, int, int, int]
+
+
+def _spans(window: Window, logits: Floats, longest: int, keep: int = 10) -> list[_Found]:
     context = np.flatnonzero(window.places[:, 0] >= 0)
     if not len(context):
         return []
@@ -85,19 +88,8 @@ def _spans(window: Window, logits: Floats, longest: int, keep: int = 10) -> list
         ends[: len(context) - extra, extra] = values[extra:, 1]
     scores = (values[:, :1] + ends).ravel()
     top = np.argsort(-scores, kind="stable")[:keep]
-    return [
-        (float(scores[i]), int(places[i // width, 0]), int(places[i // width + i % width, 1]))
-        for i in top
-        if np.isfinite(scores[i])
-    ]
-
-
-def _whole_words(text: str, start: int, end: int) -> tuple[int, int]:
-    while start > 0 and text[start].isalnum() and text[start - 1].isalnum():
-        start -= 1
-    while end < len(text) and text[end - 1].isalnum() and text[end].isalnum():
-        end += 1
-    return start, end
+    found = [(scores[i], places[i // width], places[i // width + i % width]) for i in top if np.isfinite(scores[i])]
+    return [(float(score), int(a[0]), int(b[1]), int(a[2]), int(b[3])) for score, a, b in found]
 
 
 def best_tags(

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,9 @@ class Window:
 
     `ids`, `types`: int32 [T]. `targets`: int32, [1] class, or [2] first and last answer token, or [T] tag (IGNORED
     where a token starts no piece of a word); multi-label: float32 [C], 1 where a label holds. `places`: int32; question
-    answering [T, 2] code points of each context token, (-1, -1) elsewhere; token classification [T, 1] the word that a
-    token starts, -1 elsewhere; else [0]. `cut`: how many tokens of a pair, or of a question, found no room.
+    answering [T, 5] of each context token: its code points, those of its word, its number, else -1; token
+    classification [T, 1] the word that a token starts, -1 elsewhere; else [0]. `cut`: how many tokens of a pair, or of
+    a question, found no room.
     """
 
     example: int
@@ -89,17 +91,17 @@ class Encoder:
         question = self.tokenizer.encode(example.question, add_special_tokens=False).ids
         cut = max(0, len(question) - self.most_question_tokens)
         question = question[: self.most_question_tokens]
-        context, offsets = self._context(example.context)
+        context, places_of = self._context(example.context)
         room = self.task.window - len(question) - 3
-        answer = _token_span(offsets, *example.answers[0]) if example.answers else (-1, -1)
+        answer = _token_span(places_of, *example.answers[0]) if example.answers else (-1, -1)
         result = []
         for start, end in _cuts(len(context.ids), room, min(self.task.stride, room // 2)):
             head = [self._cls, *question, self._sep]
             ids = np.array([*head, *context.ids[start:end], self._sep], np.int32)
             types = np.zeros_like(ids)
             types[len(head) :] = 1 if self.uses_types else 0
-            places = np.full((len(ids), 2), -1, np.int32)
-            places[len(head) : -1] = offsets[start:end]
+            places = np.full((len(ids), places_of.shape[1]), -1, np.int32)
+            places[len(head) : -1] = places_of[start:end]
             inside = start <= answer[0] and answer[1] < end
             # A window without the answer is taught to point at [CLS], as in SQuAD fine-tuning of BERT.
             targets = np.array(answer, np.int32) + len(head) - start if inside else np.zeros(2, np.int32)
@@ -118,7 +120,10 @@ class Encoder:
         @lru_cache(1)
         def encoded(text: str) -> tuple[Encoding, Ints]:
             context = self.tokenizer.encode(text, add_special_tokens=False)
-            return context, np.array(context.offsets, np.int32).reshape(-1, 2)
+            spans, words = np.array(context.offsets, np.int32).reshape(-1, 2), np.array(context.word_ids, np.int32)
+            first, last = np.searchsorted(words, words, "left"), np.searchsorted(words, words, "right") - 1
+            ends = np.array([past_marks(text, end) for end in spans[:, 1].tolist()], np.int32)[last]
+            return context, np.column_stack((spans, spans[first, 0], ends, np.arange(len(words), dtype=np.int32)))
 
         return encoded
 
@@ -215,6 +220,13 @@ def _cuts(length: int, room: int, stride: int) -> list[tuple[int, int]]:
         start = cuts[-1][1] - stride
         cuts.append((start, min(start + room, length)))
     return cuts
+
+
+def past_marks(text: str, end: int) -> int:
+    """Return `end` moved behind combining marks there, as the service does: tokenizers leave accents out."""
+    while end < len(text) and category(text[end])[0] == "M":
+        end += 1
+    return end
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from compression import decode
 from compression.checkpoint import model_labels
-from compression.encode import Encoder
+from compression.encode import Encoder, past_marks
 from compression.evaluate import Predict
 from compression.examples import QuestionExample, TaggedExample, TextExample
 from compression.recipe import Golden, Task
@@ -50,7 +50,7 @@ def split_words(tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
     for piece, (start, end) in zip(encoding.word_ids, encoding.offsets, strict=True):
         assert piece is not None  # only special tokens belong to no piece
         spans[piece] = (min(start, spans[piece][0]), end) if piece in spans else (start, end)
-    return list(spans.values())
+    return [(start, past_marks(text, end)) for start, end in spans.values()]
 
 
 def group_entities(tags: Sequence[str], pieces: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:

@@ -8,11 +8,12 @@ from transformers import AutoModel, PreTrainedModel
 
 from compression.checkpoint import (
     CheckpointError,
+    check_encoder,
     encoder_matrices,
     load_config,
     load_finetuned,
     load_tokenizer,
-    resolve,
+    load_weights,
     save_tokenizer,
 )
 from compression.files import remove, write_text, writing
@@ -74,7 +75,8 @@ def _load(checkpoint: str) -> PreTrainedModel:
     if task:
         return load_finetuned(checkpoint, task)[0]
     torch.manual_seed(0)  # a language model may lack the pooler
-    model: PreTrainedModel = AutoModel.from_pretrained(resolve(checkpoint), dtype=torch.float32)
+    model, missing = load_weights(AutoModel, checkpoint, {"config": config})
+    check_encoder(model, [f"{model.base_model_prefix}.{key}" for key in missing], checkpoint)
     return model
 
 

@@ -196,6 +196,7 @@ class Loop:
 
     def _recorded_step(self, batch: Batch) -> Tensor:
         """Do a whole step on a whole batch, without waiting for the GPU; return its figures by `_keys`."""
+        self.optimizer.zero_grad()  # a recording that failed half-way leaves gradients that no kernel wrote
         loss, values = self._loss(batch, (), dict.fromkeys(COUNTED, 1.0))
         self.accelerator.backward(loss)
         self._optimize()

@@ -13,17 +13,18 @@ from compression import processes, prune
 from compression.batches import FreshPlan, count_steps
 from compression.card import language_card
 from compression.checkpoint import load_config, load_tokenizer
+from compression.examples import DataError
 from compression.files import check_room, missing_bytes, write_text
 from compression.language import LanguageLoss, judge, language_matrices, load_language_model
 from compression.layers import check_layers, keep_layers
 from compression.loop import Stage, seed_everything
-from compression.masking import MaskedWindows, cut_segments
+from compression.masking import FEWEST_TOKENS, MaskedWindows, cut_segments
 from compression.objective import check_same_width
 from compression.pattern import load_masks
 from compression.patterns import check_pattern
 from compression.recipe import Distillation, LanguageRecipe
-from compression.run import Look, check_same_vocabulary, keep_stage, open_folder
-from compression.text import drop_unfinished, load_corpus, split_documents
+from compression.run import Look, check_same_data, check_same_vocabulary, keep_stage, open_folder
+from compression.text import drop_unfinished, fingerprint_of_files, load_corpus, split_documents
 from compression.train import append_metrics, read_metrics, train
 
 # While a stage runs so many windows are judged, to see where it stands; all of them at its end.
@@ -62,6 +63,8 @@ def prepare(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) 
     open_folder(folder, recipe_text)
     text = recipe.text
     files = [data / file for file in text.files]
+    if all(file.is_file() for file in files):  # else its tokens may be kept, and nobody needs it again
+        check_same_data(folder, fingerprint_of_files(files))
     processes.main_only(lambda: drop_unfinished(folder / "text"))
     processes.main_only(lambda: load_corpus(files, tokenizer, folder / "text", text.documents))
     corpus = load_corpus(files, tokenizer, folder / "text", text.documents)
@@ -71,6 +74,12 @@ def prepare(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) 
         segments = cut_segments(corpus, documents, recipe.task, text.short, tokenizer, seed)
         if number and text.validation_windows:
             segments = segments[: text.validation_windows]
+        if not len(segments):
+            part = "text.validation" if number else "training"
+            raise DataError(
+                f"{', '.join(map(str, files))}: the {len(documents)} document(s) of {part} hold no window of at least "
+                f"{FEWEST_TOKENS} tokens; give more text, or another share for text.validation ({text.validation:g})"
+            )
         windows.append(MaskedWindows(corpus, segments, tokenizer, recipe.task.masked, seed))
     return PreparedText(recipe, folder, tokenizer, *windows)
 

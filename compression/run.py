@@ -1,10 +1,12 @@
 """A task recipe stage by stage: teacher, prune or transfer, quantize; each stage is kept and never redone."""
 
+import hashlib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -94,29 +96,53 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
     _check_golden(recipe, encoder)
     open_folder(folder, recipe_text)
     more = {split: (examples, encoder.windows(examples)) for split, examples in further.items()}
-    windows = encoder.windows(training)
+    windows, judged, unlabelled = encoder.windows(training), encoder.windows(validation), encoder.unlabelled(texts)
+    check_same_data(folder, fingerprint([windows, unlabelled, judged, *(windows for _, windows in more.values())]))
     return Prepared(
-        recipe,
-        folder,
-        tokenizer,
-        windows,
-        validation,
-        encoder.windows(validation),
-        more,
-        locked,
-        pattern,
-        unlabelled=encoder.unlabelled(texts),
+        recipe, folder, tokenizer, windows, validation, judged, more, locked, pattern, unlabelled=unlabelled
     )
 
 
+def fingerprint(parts: Sequence[Sequence[Window]]) -> str:
+    """Return a SHA-256 of what is trained and judged on: tokens and targets of every window, part by part."""
+    digest = hashlib.sha256()
+    for windows in parts:
+        digest.update(len(windows).to_bytes(8, "little"))
+        for window in windows:
+            digest.update(np.array([window.example, len(window.ids), len(window.targets)], np.int64).tobytes())
+            for array in (window.ids, window.targets):
+                digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def check_same_data(folder: Path, found: str) -> None:
+    """Keep the fingerprint of a run's data in its folder. Raises RecipeError where it was begun with other data."""
+    kept = folder / "data.sha256"
+    if kept.is_file() and kept.read_text(encoding="utf-8").strip() != found:
+        raise RecipeError(
+            f"{folder} holds a run on other data: its files have changed since then; choose another "
+            "--run-folder, or put the former files back"
+        )
+    processes.main_only(lambda: write_text(kept, found + "\n"))
+
+
 def _check_golden(recipe: Recipe, encoder: Encoder) -> None:
-    """The service reads golden questions whole. Raises RecipeError where we would not."""
+    """Raise RecipeError for a golden example that the service refuses, or reads whole where we would cut."""
+    window = f"with task.window = {recipe.task.window}"
     for number, golden in enumerate(recipe.golden):
-        tokens = len(encoder.tokenizer.encode(golden.question, add_special_tokens=False).ids)
-        most = encoder.most_question_tokens
-        if tokens > most:
-            limit = f"at most {most}, with task.window = {recipe.task.window}"
-            raise RecipeError(f"'golden[{number}].question' has {tokens} tokens; it must have {limit}")
+        tokens = {
+            name: len(encoder.tokenizer.encode(text, add_special_tokens=False).ids)
+            for name, text in asdict(golden).items()
+            if text
+        }
+        for name, count in tokens.items():
+            most = encoder.most_question_tokens if name == "question" else count
+            if not 1 <= count <= most:
+                limit = f"at most {most}, {window}" if count else "at least one"
+                raise RecipeError(f"'golden[{number}].{name}' has {count} tokens; it must have {limit}")
+        if recipe.task.pairs and sum(tokens.values()) > recipe.task.window - 3:
+            limit = f"at most {recipe.task.window - 3}, {window}"
+            raise RecipeError(f"'golden[{number}]' is a pair of {sum(tokens.values())} tokens; it must have {limit}")
 
 
 def _check_checkpoints(recipe: Recipe) -> bool:

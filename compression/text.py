@@ -4,6 +4,7 @@ A file is UTF-8, `.txt`, `.txt.gz` or `.txt.xz`: a paragraph a line, a blank lin
 """
 
 import gzip
+import hashlib
 import lzma
 import os
 import zlib
@@ -74,6 +75,15 @@ def _documents(lines: IO[str]) -> Iterator[str]:
             paragraphs = []
     if paragraphs:
         yield "\n".join(paragraphs)
+
+
+def fingerprint_of_files(paths: Sequence[Path]) -> str:
+    """Return a SHA-256 of the bytes of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def load_corpus(paths: Sequence[Path], tokenizer: Tokenizer, folder: Path, limit: int = 0) -> Corpus:

@@ -137,13 +137,14 @@ def answer_confidence(windows: Sequence[Window], logits: Logits, count: int, lon
 
 
 def _surest(windows: Sequence[Window], logits: Logits, longest: int) -> float:
-    starts = np.unique(np.concatenate([window.places[window.places[:, 0] >= 0, 0] for window in windows]))
-    if not len(starts):
+    numbers = [window.places[window.places[:, 0] >= 0, -1] for window in windows]
+    count = 1 + max((int(found.max()) for found in numbers if len(found)), default=-1)
+    if not count:
         return 0.0
-    worth = np.full((len(starts), longest), -np.inf)
+    worth = np.full((count, longest), -np.inf)
     for window, values in zip(windows, logits, strict=True):
         context = np.flatnonzero(window.places[:, 0] >= 0)
-        rows, first = values[context], int(np.searchsorted(starts, window.places[context[0], 0]))
+        rows, first = values[context], int(window.places[context[0], -1])
         for extra in range(min(longest, len(rows))):
             column = worth[first : first + len(rows) - extra, extra]
             np.maximum(column, rows[: len(rows) - extra, 0] + rows[extra:, 1], out=column)

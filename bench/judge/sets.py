@@ -40,7 +40,7 @@ class JudgingSet:
 OTHERS: Final[Mapping[str, tuple[JudgingSet, ...]]] = {
     "sst-2": (JudgingSet("SST-2 test", ("sst2/test.tsv",), "the same reviews of films, looked at by no choice"),),
     "conll-2003": (
-        JudgingSet("CoNLL-2003 testb", ("conll2003/eng.testb",), "the same newswire, later; looked at by no choice"),
+        JudgingSet("CoNLL-2003 testb", ("conll2003/eng.testb",), "the same newswire, later; fitted to by no recipe"),
         JudgingSet("WikiGold", ("ner_open/wikigold/wikigold.conll.txt",), "Wikipedia, annotated as CoNLL is"),
         JudgingSet(
             "WNUT-17 test",
@@ -72,7 +72,8 @@ _NOT_COUNTED: Final = ("creative-work", "product")
 def main_set(recipe: Recipe) -> JudgingSet:
     """Return the set that gives an artifact's headline: the one its recipe was validated on."""
     data = recipe.data
-    return JudgingSet(f"{data.dataset} {data.split}", (data.validation,), "guided the recipe: flatters a little")
+    guided = "the recipe" if recipe.task.name == "question-answering" else "the recipe and the scores' temperature"
+    return JudgingSet(f"{data.dataset} {data.split}", (data.validation,), f"guided {guided}: flatters a little")
 
 
 def read_set(chosen: JudgingSet, data: Path, recipe: Recipe) -> tuple[list[Example], int]:

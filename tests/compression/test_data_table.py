@@ -11,6 +11,7 @@ from compression.examples import TextExample
 from compression.recipe import Table, Task
 
 ONE = Task("text-classification", labels=("no", "yes"))
+STARS = Task("text-classification", labels=("1", "2", "-1"))
 PAIR = Task("text-classification", labels=("no", "yes"), pairs=True)
 NLI = Task("text-classification", labels=("entailment", "neutral", "contradiction"), pairs=True)
 QNLI = Task("text-classification", labels=("entailment", "not_entailment"), pairs=True)
@@ -102,6 +103,7 @@ BAD: list[tuple[str, Task, Table, str, str]] = [
     ("x.tsv", ONE, Table(), "text\tlabel\na\t1\nb\tyes\tc\n", "x.tsv:3: 3 columns where the first line has 2"),
     ("x.tsv", ONE, Table(), "text\tlabel\na\t-\n", ":2: unknown label '-'; the recipe knows ['no', 'yes'] (or 0..1)"),
     ("x.tsv", ONE, Table(), "text\tlabel\na\t2\n", "x.tsv:2: unknown label '2'"),
+    ("x.tsv", STARS, Table(), "text\tlabel\na\t0\n", "unknown label '0'; the recipe knows ['1', '2', '-1']"),
     ("x.tsv", MANY, Table(), "text\tlabel\na\tjoy,rage\n", "x.tsv:2: unknown label 'rage'"),
     ("x.csv", ONE, Table(), 'text,label\n"a"b,1\n', "x.csv:2: not CSV: "),
     ("x.csv", ONE, Table(), 'text,label\n"a,1\n', "not CSV: unexpected end of data"),

@@ -41,6 +41,27 @@ def test_an_answer_grows_to_whole_words() -> None:
     assert span.margin > 0
 
 
+def spans_of(context: str, first: str, last: str) -> str:
+    """The answer where the tokens that hold these characters are the likeliest ends."""
+    question = QuestionExample("q", "who ?", context, ((0, ""),))
+    task = Task("question-answering", window=60, stride=4)
+    (window,) = Encoder(TOKENIZER, task, uses_types=True).windows([question])
+    logits = np.zeros((len(window.ids), 2), np.float32)
+    for side, character in enumerate((first, last)):
+        place = context.index(character)
+        (tokens,) = np.nonzero((window.places[:, 0] <= place) & (place < window.places[:, 1]))
+        logits[tokens[0], side] = 9.0
+    span = best_spans([window], [logits], [question], 30)[0]
+    return context[span.start : span.end]
+
+
+def test_words_are_the_tokenizers_and_end_behind_their_marks() -> None:
+    """As the service grows answers: characters of Chinese are words, and an accent of its own belongs to its letter."""
+    assert spans_of("我住在北京市中心", "北", "京") == "北京"
+    assert spans_of("maria jose\u0301 went", "j", "e") == "jose\u0301"
+    assert split_words(TOKENIZER, "jose\u0301 went") == [(0, 5), (6, 10)]
+
+
 def test_classes_are_the_best_logit_averaged_by_tokens() -> None:
     lengths = ((0, 3), (0, 12), (1, 2))  # example, tokens with the two special ones
     windows = [Window(n, np.zeros(length, np.int32), *([np.empty(0, np.int32)] * 3)) for n, length in lengths]

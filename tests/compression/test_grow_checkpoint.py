@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 import engine
 from compression import grow_checkpoint as module
-from compression.checkpoint import load_finetuned, load_model
+from compression.checkpoint import CheckpointError, load_finetuned, load_model
 from compression.cli import app
 from compression.recipe import Task
 from compression.shapes import SHAPES, Shape
@@ -72,6 +73,15 @@ def test_an_encoder_without_a_head_grows_too(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "DistilBertModel" in (tmp_path / "large" / "README.md").read_text()
     load_model(str(tmp_path / "large"), SENTIMENT)
+
+
+def test_an_encoder_under_unknown_names_does_not_grow_from_noise(tmp_path: Path) -> None:
+    base = tiny.checkpoint(tmp_path / "base")
+    state = {f"mine.{name}": tensor for name, tensor in AutoModel.from_pretrained(base).state_dict().items()}
+    (base / "model.safetensors").unlink()
+    torch.save(state, base / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"lacks \d+ weights of the encoder"):
+        module.grow_checkpoint(str(base), "distilbert", tmp_path / "large", seed=1)
 
 
 def test_mistakes_are_one_line_and_leave_nothing(small: Path, tmp_path: Path) -> None:

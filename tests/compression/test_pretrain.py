@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 from compression import loop, pretrain, prune, schedules, train
 from compression.checkpoint import CheckpointError, encoder_matrices, load_model
 from compression.cli import app
+from compression.examples import DataError
 from compression.language import language_matrices, load_language_model
 from compression.pattern import MASKS_FILE, find_pattern, load_masks
 from compression.read_recipe import parse_recipe
-from compression.recipe import LanguageRecipe, Task
+from compression.recipe import LanguageRecipe, RecipeError, Task
 from tests.compression import tiny
 
 
@@ -208,6 +209,20 @@ def test_student_and_teacher_may_be_two_checkpoints_of_one_vocabulary(tmp_path: 
     (large / "tokenizer.json").write_text(vocabulary)
     with pytest.raises(CheckpointError, match="differ in their vocabularies"):
         pretrain.prepare(parse_recipe(text), text, tmp_path, tmp_path / "other")  # type: ignore[arg-type]
+
+
+def test_text_that_is_too_little_or_another_is_refused_before_any_training(tmp_path: Path) -> None:
+    text = tiny.language_recipe(tiny.checkpoint(tmp_path / "base"), tmp_path, steps=6)
+    recipe = parse_recipe(text)
+    pretrain.prepare(recipe, text, tmp_path, tmp_path / "run")  # type: ignore[arg-type]
+    (file,) = recipe.text.files  # type: ignore[union-attr]
+    with (tmp_path / file).open("a") as more:
+        more.write("\n\nanna went to oslo.\n")
+    with pytest.raises(RecipeError, match="holds a run on other data"):
+        pretrain.prepare(recipe, text, tmp_path, tmp_path / "run")  # type: ignore[arg-type]
+    (tmp_path / file).write_text("\n\n".join(["anna went."] * 20))
+    with pytest.raises(DataError, match=r"hold no window of at least \d+ tokens; give more text"):
+        pretrain.prepare(recipe, text, tmp_path, tmp_path / "other")  # type: ignore[arg-type]
 
 
 def test_check_tells_the_plan_without_training(tmp_path: Path) -> None:

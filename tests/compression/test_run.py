@@ -107,6 +107,39 @@ def test_mistakes_end_at_once_with_one_line(tmp_path: Path, old: str, new: str, 
     assert not (tmp_path / "x" / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "old", "new", "message"),
+    [
+        ("text-classification", "the story was superb", " ", r"'golden\[0\]' is \[\]|has 0 tokens"),
+        (
+            "text-classification",
+            "the story was superb",
+            "\u200b",
+            r"'golden\[0\]\.text' has 0 tokens; it must have at l",
+        ),
+        ("pairs", "a superb story", "a superb story " * 12, r"is a pair of \d+ tokens; it must have at most 29"),
+    ],
+)
+def test_a_golden_example_is_one_that_the_service_takes(
+    tmp_path: Path, task: str, old: str, new: str, message: str
+) -> None:
+    text = tiny.recipe(task, tiny.checkpoint(tmp_path / "base"), tmp_path).replace(old, new)
+    with pytest.raises(RecipeError, match=message):
+        run.prepare(parse_recipe(text), text, tmp_path, tmp_path / "run")  # type: ignore[arg-type]
+
+
+def test_a_folder_with_a_run_on_other_data_is_refused(tmp_path: Path) -> None:
+    text = tiny.recipe("text-classification", tiny.checkpoint(tmp_path / "base"), tmp_path)
+    folder = tmp_path / "run"
+    for _ in range(2):
+        run.prepare(parse_recipe(text), text, tmp_path, folder)  # type: ignore[arg-type]
+    path = tmp_path / "text-classification.data"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:1] + lines[2:]))
+    with pytest.raises(RecipeError, match="holds a run on other data: its files have changed"):
+        run.prepare(parse_recipe(text), text, tmp_path, folder)  # type: ignore[arg-type]
+
+
 def test_more_threads_than_there_are_are_refused_before_any_training(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text(tiny.recipe("text-classification", tiny.checkpoint(tmp_path / "base"), tmp_path))
