@@ -44,9 +44,10 @@ class Settings(BaseModel):
         BeforeValidator(_listed),
         Field(description="models for requests that name none, with commas between them; of others the first by name"),
     ] = ("sentiment",)
-    threads: Annotated[int | None, Field(ge=1, le=256, description="engine threads; unset: the cgroup's CPU quota")] = (
-        None
-    )
+    threads: Annotated[
+        int | None,
+        Field(ge=1, le=256, description="engine threads, no more than CPUs; unset: the affinity mask cut to the quota"),
+    ] = None
     # A few QA windows: enough to fill the vector lanes, short enough that a small request never waits long behind it.
     max_batch_tokens: Annotated[int, Field(ge=64, description="most tokens in one call of the engine")] = 1024
     max_queue_tokens: Annotated[int, Field(ge=64, description="most tokens accepted but not answered; then 503")] = (
