@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,9 @@ class Worker:
         self._last_seconds = perf_counter() - began
         logits = np.concatenate([one.logits(result) for one, result in zip(prepared, results, strict=True)])
         self._call = call
-        return {"logits": logits.round(5).tolist(), "seconds": self._last_seconds, "note": prepared[0].note}
+        notes = Counter(one.note for one in prepared if one.note)
+        note = ", ".join(text if count == len(prepared) else f"{text} for {count}" for text, count in notes.items())
+        return {"logits": logits.round(5).tolist(), "seconds": self._last_seconds, "note": note}
 
     def _time(self, least_seconds: float) -> dict[str, Any]:
         if self._call is None:

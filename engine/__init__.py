@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from engine import _engine
 from engine.artifact import (
     ArtifactError,
+    CorruptTensorsError,
+    Identity,
     IndexRangeError,
     Manifest,
     PositionsTrailingError,
@@ -56,10 +59,18 @@ class Model:
     Safe to call from several threads: calls wait for each other, without the GIL.
     """
 
-    def __init__(self, manifest: Manifest, native: _engine.Model) -> None:
-        """Keep what `load` made."""
+    def __init__(self, manifest: Manifest, native: _engine.Model, path: Path, checked: Mapping[str, Identity]) -> None:
+        """Keep what `load` made, and of which files."""
         self.manifest = manifest
         self._native = native
+        self._path, self._checked = path, checked
+
+    def check_files(self) -> None:
+        """Raise ChecksumError where the artifact's files are not those any more that were checked and loaded.
+
+        For who reads one of them after `load`, the tokenizer.
+        """
+        check_same_files(self._path, self._checked)
 
     @property
     def threads(self) -> int:
@@ -119,7 +130,8 @@ def load(
     supported_isas(); the default is the environment variable SPARSELANE_ISA, else the fastest.
     attention: "int8" or "float32" products instead of what the artifact says (quantization.attention), to see what they
     cost or change.
-    Raises a subclass of ArtifactError named after what is wrong with the files, ValueError for the arguments.
+    Raises a subclass of ArtifactError named after what is wrong with the files, ValueError for the arguments,
+    RuntimeError where the threads cannot be started.
     """
     quota = min(threads_from_quota(), _engine.MAX_THREADS)
     threads = quota if threads is None else threads
@@ -128,12 +140,12 @@ def load(
     path = Path(path)
     manifest = read_manifest(path)
     checked = check_files(path, manifest)
-    tensors = TensorFile(path / "model.safetensors", manifest)
     try:
-        model = Model(manifest, _load(manifest, tensors, threads, isa, attention))
+        with TensorFile(path / "model.safetensors", manifest) as tensors:
+            model = Model(manifest, _load(manifest, tensors, threads, isa, attention), path, checked)
     except tuple(_DECODE_ERRORS) as error:
         raise _DECODE_ERRORS[type(error)](f"{path / 'model.safetensors'}: {error}") from error
-    check_same_files(path, checked)
+    model.check_files()
     return model
 
 
@@ -156,7 +168,11 @@ def _load(
     )
     # The rows of the words stay in the file.
     words = "embeddings.word"
-    native.load_embeddings(tensors.group("embeddings.", without=words), str(tensors.path), tensors.offset(words))
+    embeddings = tensors.group("embeddings.", without=words)
+    try:
+        native.load_embeddings(embeddings, tensors.descriptor, tensors.offset(words))
+    except RuntimeError as error:  # of the file
+        raise CorruptTensorsError(f"{tensors.path}: {error}") from error
     for layer in range(a.layers):
         prefix = f"encoder.{layer}."
         rice = [manifest.matrices[prefix + matrix].rice for matrix in _engine.MATRICES]

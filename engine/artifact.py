@@ -34,7 +34,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -521,6 +521,9 @@ def tensor_layout(manifest: Manifest) -> Layout:
     return layout
 
 
+NUMBERS = {"I8": np.int8, "U8": np.uint8, "U16": np.uint16, "F32": np.float32}  # as safetensors names them
+
+
 class TensorFile:
     """An open model.safetensors whose names, dtypes and shapes are right; numbers are read and checked group by group.
 
@@ -530,23 +533,69 @@ class TensorFile:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         """Open and check the file at `path`."""
-        self.path = self._path = path
+        self.path = path
         self._names = list(tensor_layout(manifest))
         self._matrices = manifest.matrices
         try:
-            self._file: Any = safe_open(path, framework="numpy")
+            self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise MissingFileError(f"{path} cannot be read: {error}") from error
-        except SafetensorError as error:
-            raise CorruptTensorsError(f"{path} cannot be parsed: {error}") from error
-        _check_layout(path, self._file, tensor_layout(manifest))
+        try:
+            self._header, self._data = self._checked_header(tensor_layout(manifest))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return the file."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self._file.close()
+
+    def _checked_header(self, layout: Layout) -> tuple[dict[str, Any], int]:
+        """Return the header and where the numbers begin."""
+        try:
+            # The numbers are not read by it: it maps the file, and a process dies of a mapped file that was cut short.
+            with safe_open(self.path, framework="numpy") as file:
+                _check_layout(self.path, file, layout)
+            length = int.from_bytes(self._bytes(0, 8), "little")
+            return json.loads(self._bytes(8, length)), 8 + length
+        except OSError as error:
+            raise MissingFileError(f"{self.path} cannot be read: {error}") from error
+        except (SafetensorError, ValueError) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise CorruptTensorsError(f"{self.path} cannot be parsed: {error}") from error
+
+    @property
+    def descriptor(self) -> int:
+        """The open file's, for who reads on from it; it is closed with this object."""
+        return self._file.fileno()
 
     def offset(self, name: str) -> int:
         """Return where the bytes of a tensor begin in the file; 0 where it has no such tensor."""
-        with self._path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        return 8 + length + int(header[name]["data_offsets"][0]) if name in header else 0
+        return self._data + int(self._header[name]["data_offsets"][0]) if name in self._header else 0
+
+    def _bytes(self, start: int, count: int) -> bytes:
+        return self._read(start, np.empty(count, np.uint8)).tobytes()
+
+    def _read(self, start: int, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        view, done = memoryview(array.reshape(-1).view(np.uint8).data), 0
+        while done < len(view):
+            got = os.preadv(self._file.fileno(), [view[done:]], start + done)
+            if not got:
+                raise CorruptTensorsError(f"{self.path} became shorter while it was read: load it again")
+            done += got
+        return array
+
+    def _tensor(self, name: str) -> np.ndarray[Any, Any]:
+        entry = self._header[name]
+        try:
+            return self._read(self.offset(name), np.empty(entry["shape"], NUMBERS[entry["dtype"]]))
+        except OSError as error:
+            raise CorruptTensorsError(f"{self.path} cannot be read: {error.strerror}") from error
 
     def group(self, prefix: str, without: str = "") -> dict[str, np.ndarray[Any, Any]]:
         """Read the tensors whose names begin with `prefix`, which is cut off, but for the one called `without`.
@@ -554,17 +603,17 @@ class TensorFile:
         Raises: ScaleError, NotFiniteError, SurvivorCountError.
         """
         names = [name for name in self._names if name.startswith(prefix) and name != without]
-        tensors = {name: self._file.get_tensor(name) for name in names}
+        tensors = {name: self._tensor(name) for name in names}
         for name, tensor in tensors.items():
             if name.endswith(".scale") and not (np.isfinite(tensor).all() and (tensor > 0).all()):
-                raise ScaleError(f"{self._path}: {name} holds a scale that is not finite or not above 0")
+                raise ScaleError(f"{self.path}: {name} holds a scale that is not finite or not above 0")
             if tensor.dtype == np.float32 and not np.isfinite(tensor).all():
-                raise NotFiniteError(f"{self._path}: {name} holds a number that is not finite")
+                raise NotFiniteError(f"{self.path}: {name} holds a number that is not finite")
             if name.endswith(".row_survivors"):
                 survivors = self._matrices[name.removesuffix(".row_survivors")].survivors
                 if (total := int(tensor.sum(dtype=np.int64))) != survivors:
                     raise SurvivorCountError(
-                        f"{self._path}: {name} sum to {total}, but the manifest says {survivors} survivors"
+                        f"{self.path}: {name} sum to {total}, but the manifest says {survivors} survivors"
                     )
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 

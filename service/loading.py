@@ -42,7 +42,8 @@ def load_models(folder: Path, threads: int | None, preferred: Sequence[str] = ()
             name = artifact_name(path)
             failures[name] = f"{type(error).__name__}: {error}"
             log.error("model %s does not serve: %s", name, failures[name])
-        except ValueError as error:  # the engine's word for threads or an ISA that this machine does not have
+        # The engine's words for threads or an ISA that this machine does not have, or threads that it cannot start.
+        except (ValueError, RuntimeError) as error:
             raise StartupError(str(error)) from error
         else:
             serving[model.name] = model
@@ -89,7 +90,7 @@ def load_model(path: Path, threads: int | None) -> Model:
     """Load one artifact, measure what it costs to run, which also warms it up, and replay its golden examples.
 
     Raises:
-        engine.ArtifactError, ValueError: see `engine.load`. StartupError: the tokenizer cannot be used.
+        engine.ArtifactError, ValueError, RuntimeError: see `engine.load`. StartupError: the tokenizer cannot be used.
         GoldenError: an answer is not what the manifest promises.
     """
     began = perf_counter()
@@ -98,6 +99,7 @@ def load_model(path: Path, threads: int | None) -> Model:
     manifest = loaded.manifest
     task = manifest.task
     tokenizer = TextTokenizer(path / "tokenizer.json", manifest.architecture.vocabulary)
+    loaded.check_files()  # the tokenizer is the one that was checked, and of these weights
     read = perf_counter()
     model = Model(
         name=manifest.name,

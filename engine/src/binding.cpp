@@ -91,8 +91,8 @@ Architecture architecture(const nb::dict& sizes, const std::string& activation, 
     return a;
 }
 
-// `file` and `offset` say where the int8 rows of the words begin, where they are not product-quantized.
-void load_embeddings(Model& model, const nb::dict& tensors, const std::string& file, std::int64_t offset) {
+// `file`, a descriptor, and `offset` say where the int8 rows of the words begin, where they are not product-quantized.
+void load_embeddings(Model& model, const nb::dict& tensors, int file, std::int64_t offset) {
     const Architecture& a = model.architecture;
     if (tensors.contains("word.codes"))
         model.product_word = product_table(tensors, "word", a.vocabulary, a.hidden);
@@ -147,7 +147,11 @@ using Tokens = In<std::int32_t, 1>;
 // checked must be what is read.
 struct Copied {
     Copied(const Tokens& t, const Tokens& l, const std::optional<Tokens>& y)
-        : tokens(copy(view(t))), lengths(copy(view(l))), types(y ? copy(view(*y)) : std::vector<std::int32_t>{}) {}
+        : tokens(copy(view(t))), lengths(copy(view(l))), types(y ? copy(view(*y)) : std::vector<std::int32_t>{}) {
+        if (y && types.empty() && !tokens.empty())  // a Batch without types has none given
+            throw nb::value_error(("the size of type_ids is 0, must be " + std::to_string(tokens.size()) +
+                                   ", the size of input_ids").c_str());
+    }
 
     Batch batch() const { return {tokens, lengths, types}; }
 

@@ -42,6 +42,7 @@ public:
             memory.row_bytes[tile] = static_cast<std::uint16_t>(shapes[tile].bytes);
             memory.rows[tile] = static_cast<std::uint8_t>(shapes[tile].rows);
         }
+        asm volatile("" : "+m"(memory));  // GCC's _tile_loadconfig says that it reads 8 bytes: the rest may not be there
         _tile_loadconfig(&memory);
     }
 };

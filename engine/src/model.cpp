@@ -65,19 +65,20 @@ FileTable::File::~File() {
     if (descriptor >= 0) close(descriptor);
 }
 
-FileTable::FileTable(const std::string& path, std::int64_t offset, std::vector<float> scales, int columns)
-    : file_(open(path.c_str(), O_RDONLY | O_CLOEXEC)),
+FileTable::FileTable(int descriptor, std::int64_t offset, std::vector<float> scales, int columns)
+    : file_(fcntl(descriptor, F_DUPFD_CLOEXEC, 0)),
       offset_(offset),
       columns_(static_cast<std::size_t>(columns)),
       scales_(std::move(scales)),
       kept_(kKept, -1),
       memory_(static_cast<std::int8_t*>(std::calloc(kKept, columns_))) {
-    if (file_.descriptor < 0) throw std::runtime_error(path + " cannot be read: " + std::strerror(errno));
+    if (file_.descriptor < 0)
+        throw std::runtime_error(std::string("the file of the model's words cannot be kept open: ") + std::strerror(errno));
     if (!memory_) throw std::bad_alloc();
     struct stat found {};
     if (fstat(file_.descriptor, &found) != 0 ||
         found.st_size < offset + static_cast<std::int64_t>(scales_.size() * columns_))
-        throw std::runtime_error(path + " is too short for its table of words");
+        throw std::runtime_error("the file of the model's words became shorter while it was read");
 }
 
 void FileTable::read(int row, std::int8_t* to) {

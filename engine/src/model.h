@@ -40,8 +40,8 @@ struct Table {
 class FileTable {
 public:
     FileTable() = default;
-    // Opens the file. Throws std::runtime_error if it cannot be read or does not hold that much.
-    FileTable(const std::string& path, std::int64_t offset, std::vector<float> scales, int columns);
+    // Keeps a descriptor of its own. Throws std::runtime_error if it cannot have one or the file does not hold that much.
+    FileTable(int descriptor, std::int64_t offset, std::vector<float> scales, int columns);
 
     // Copies the row [columns] to `to`. Throws std::runtime_error if the file is no longer what it was.
     void read(int row, std::int8_t* to);

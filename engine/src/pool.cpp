@@ -3,8 +3,11 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <map>
+#include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -40,11 +43,21 @@ void spin(const Done& done) {
 }  // namespace
 
 std::shared_ptr<Pool> Pool::shared(int threads) {
-    static std::mutex mutex;
-    static std::map<int, std::weak_ptr<Pool>> pools;
-    const std::lock_guard lock(mutex);
-    std::shared_ptr<Pool> pool = pools[threads].lock();
-    if (!pool || pool->owner_ != getpid()) pools[threads] = pool = std::make_shared<Pool>(threads);
+    struct Pools {
+        const pid_t owner = getpid();
+        std::mutex mutex;
+        std::map<int, std::weak_ptr<Pool>> pools;
+    };
+    // A child of fork() begins with a list of its own: a thread that held the old one's mutex is not there to give it back.
+    static std::atomic<Pools*> known{nullptr};
+    Pools* mine = known.load();
+    if (!mine || mine->owner != getpid()) {
+        auto made = std::make_unique<Pools>();
+        if (known.compare_exchange_strong(mine, made.get())) mine = made.release();
+    }
+    const std::lock_guard lock(mine->mutex);
+    std::shared_ptr<Pool> pool = mine->pools[threads].lock();
+    if (!pool) mine->pools[threads] = pool = std::make_shared<Pool>(threads);
     return pool;
 }
 

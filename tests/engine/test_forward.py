@@ -315,6 +315,7 @@ def test_input_of_the_wrong_type(qa: Path, ids: object, lengths: object, types: 
         (int32s(1, 150), int32s(2), None, r"input_ids\[1\] is 150, must be 0 to 149"),
         (int32s(-1), int32s(1), None, r"input_ids\[0\] is -1"),
         (int32s(1, 2), int32s(2), int32s(0), "the size of type_ids is 1, must be 2"),
+        (int32s(1, 2), int32s(2), int32s(), "the size of type_ids is 0, must be 2"),
         (int32s(1, 2), int32s(2), int32s(0, 2), r"type_ids\[1\] is 2, must be 0 to 1"),
     ],
 )
