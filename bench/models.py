@@ -135,7 +135,8 @@ def write_page(record: Path, target: Path) -> None:
     """Write page and plots from the rows alone."""
     for name in records.models(record):
         draw_reliability(record / name / "reliability.png", name, records.tables(record, name))
-    text = with_results(target.read_text(encoding="utf-8"), page(record), BEGIN, END)
+    before = target.read_text(encoding="utf-8") if target.is_file() else f"{BEGIN}\n{END}\n"
+    text = with_results(before, page(record), BEGIN, END)
     unfinished = target.with_suffix(".unfinished")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.rename(target)

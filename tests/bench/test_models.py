@@ -141,6 +141,8 @@ def test_what_is_measured_is_not_measured_again_unless_weights_change(
 
 def test_the_page_is_made_of_rows_alone(place: Path) -> None:
     text = (place / "page.md").read_text()
+    models.write_page(place / "record", place / "new.md")
+    assert page(place / "record") in (place / "new.md").read_text()
     assert text.startswith("# By hand\n") and text.endswith("\nAnd after.\n")
     assert with_results(text, page(place / "record"), models.BEGIN, models.END) == text
     (place / "page.md").write_text(with_results(text, "", models.BEGIN, models.END))
