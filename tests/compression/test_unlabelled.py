@@ -198,7 +198,8 @@ def test_the_sparse_model_follows_its_teacher_on_texts_without_labels(tmp_path: 
         assert result.exit_code == 0, result.output
         read = parse_recipe(recipe_with(folder, task, sentences=200))
         assert isinstance(read, Recipe)
-        one = run.prepare(read, recipe.read_text(), folder, folder / "run")
+        # With the texts, whatever the run had, to ask both models about them.
+        one = replace(run.prepare(read, recipe.read_text(), folder, folder / "asked"), folder=folder / "run")
         assert len(one.unlabelled) == 200 and len(one.windows_of(None)) == len(one.train_windows)
         apart[sentences] = distance(one)
         found = {line["stage"]: line["step"] + 1 for line in read_metrics(one.folder) if "step" in line}
