@@ -48,15 +48,13 @@ def test_models_are_listed_by_name_with_what_their_manifests_say(tmp_path: Path)
         assert model["isa"]
 
 
-@pytest.mark.parametrize("quality", [{}, {"metric": 7}, {"dense": 1e999}, {"dense": "high"}])
+@pytest.mark.parametrize("quality", [{}, {"metric": 7}, {"dense": "high"}])
 def test_what_a_manifest_says_badly_is_not_shown(tmp_path: Path, quality: Any) -> None:
     path = artifacts.write(tmp_path, CLS)
     artifacts.edit(
         path, lambda manifest: manifest["quality"].update(quality) if quality else manifest["quality"].clear()
     )
     artifacts.edit(path, lambda manifest: manifest["size"].update(dense_fp32_bytes="many"))
-    text = (path / "manifest.json").read_text().replace("Infinity", "1e999")
-    (path / "manifest.json").write_text(text)
     (model,) = listed(tmp_path)
     assert (model["quality"], model["dense_bytes"]) == (None, None)
 
