@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +15,7 @@ from service.batcher import Batcher, Inferred
 from service.call import Lane, current, read_call, working_for
 from service.cost import Cost
 from service.errors import DeadlineError, EngineFailedError, OverloadedError, TooLargeError
+from service.front import AT_ONCE
 from service.metrics import Metrics
 from service.models import Model, Models
 from service.windows import Window
@@ -70,6 +72,26 @@ def test_each_window_gets_its_own_logits_whatever_its_batch(tmp_path: Path) -> N
         assert bench.ner_engine.batches == [[10], [5, 7], [19], [4, 4]]
         assert bench.cls_engine.batches == [[6]]
         assert bench.batcher.waiting_tokens == 0
+        await bench.batcher.close()
+
+    run(story())
+
+
+def test_the_predicted_wait_holds_the_event_loops_part(tmp_path: Path) -> None:
+    """Short texts are refused for it while the engine's queue is empty: autoscalers must see that."""
+
+    def shown(bench: Bench) -> float:
+        page = bench.metrics.page().decode().splitlines()
+        (line,) = (line for line in page if line.startswith("sparselane_predicted_wait_seconds "))
+        return float(line.split()[1])
+
+    async def story() -> None:
+        bench = Bench(tmp_path)
+        assert shown(bench) == 0
+        with ExitStack() as requests:
+            for _ in range(2 * AT_ONCE):
+                requests.enter_context(bench.batcher.front.here())
+            assert shown(bench) == pytest.approx(bench.batcher.front.seconds_at_the_door) and shown(bench) > 0
         await bench.batcher.close()
 
     run(story())

@@ -130,6 +130,32 @@ def test_a_folder_without_artifacts_says_what_to_do(tmp_path: Path) -> None:
         load_models(tmp_path / "missing", None)
 
 
+def test_threads_that_cannot_be_started_stop_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts.write(tmp_path, CLS)
+
+    def refused(*_: object, **__: object) -> None:
+        raise RuntimeError("cannot start thread 2 of 64: Resource temporarily unavailable; ask for fewer threads")
+
+    monkeypatch.setattr(engine, "load", refused)
+    with pytest.raises(StartupError, match="cannot start thread 2 of 64"):
+        load_models(tmp_path, None)
+
+
+def test_a_tokenizer_that_came_after_the_check_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = artifacts.write(tmp_path, CLS)
+    load = engine.load
+
+    def swapped(*arguments: Any, **named: Any) -> Any:
+        loaded = load(*arguments, **named)
+        (path / "new").write_bytes((path / "tokenizer.json").read_bytes())
+        (path / "new").rename(path / "tokenizer.json")
+        return loaded
+
+    monkeypatch.setattr(engine, "load", swapped)
+    (failure,) = load_models(tmp_path, None).failures.values()
+    assert "was replaced while it was read" in failure
+
+
 def test_more_threads_than_cpus_stop_the_start(tmp_path: Path) -> None:
     artifacts.write(tmp_path, CLS)
     with pytest.raises(StartupError, match="threads is 4096, must be 1 to"):

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.judge.outcomes import Outcomes, judge
+from bench.judge.outcomes import Outcomes, answer_confidence, judge
 from bench.judge.subject import Subject
 from compression import evaluate
+from compression.encode import Window
 from compression.examples import QuestionExample, TaggedExample, TextExample
 from compression.verify import predict_all
 from service.loading import load_model
@@ -77,6 +78,18 @@ def _said(entry: Answer | Entity | Label, example: object) -> tuple[str, float]:
     text = " ".join(example.words)
     first, last = (text[:place].count(" ") + 1 for place in (entry.start, entry.end))
     return f"{entry.entity_group} {first}-{last}", entry.score
+
+
+def test_tokens_of_one_character_are_tokens_of_their_own() -> None:
+    """BERT's normalizer takes Hangul apart: several tokens then have the same code points."""
+    words = [(0, 1), (2, 3), (2, 3), (2, 3), (4, 5), (4, 5)]
+    places = np.array([(*span, *span, number) for number, span in enumerate(words)], np.int32)
+    special = np.full((1, 5), -1, np.int32)
+    parts = [np.concatenate((special, places[start : start + 4])) for start in (0, 2)]
+    ids = np.zeros(5, np.int32)
+    windows = [Window(0, ids, ids, ids[:2], part) for part in parts]
+    (sure,) = answer_confidence(windows, [np.zeros((5, 2), np.float32)] * 2, 1, longest=1)
+    assert sure == pytest.approx(1 / len(words)), "all tokens are alike"
 
 
 def test_questions_about_one_paragraph_are_drawn_together(folder: Path) -> None:
