@@ -41,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if embed(artifact, options.models / name):
             print(f"{options.models / name}: replaced by {artifact}", file=sys.stderr)
     if not options.no_judge:
-        elsewhere = options.models != models.EMBEDDED
-        where = ["--models", str(options.models), "--record", str(options.models / "record")] if elsewhere else []
-        page = ["--page", str(options.models / "models.md")] if elsewhere else []
-        models.main(["--data", str(options.data), *where, *page])
+        where = {"--data": options.data}
+        if options.models != models.EMBEDDED:
+            folder = options.models
+            where |= {"--models": folder, "--record": folder / "record", "--page": folder / "models.md"}
+        models.main([str(word) for pair in where.items() for word in pair])
 
 
 def _parser() -> argparse.ArgumentParser:

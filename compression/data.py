@@ -1,7 +1,7 @@
 """Files to examples: which reader a task and a file need; SQuAD JSON and CoNLL columns. No tokens here."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = [
     "QuestionExample",
     "TaggedExample",
     "TextExample",
+    "check_sources",
     "find_source",
     "read_conll",
     "read_contexts",
@@ -51,10 +52,7 @@ def read_training(folder: Path, task: Task, data: Data) -> list[Example]:
     examples = read_examples(source, task, data.table)
     if data.leave_out:
         origins = {example.source for example in examples if isinstance(example, QuestionExample)}
-        for name in data.leave_out:
-            if name not in origins:
-                found = ", ".join(sorted(filter(None, origins))) or "none"
-                raise DataError(f'{source}: no article has "source": "{name}", as data.leave_out says; found: {found}')
+        check_sources(str(source), origins, data.leave_out, "data.leave_out")
         examples = [e for e in examples if isinstance(e, QuestionExample) and e.source not in data.leave_out]
         if not examples:
             raise DataError(f"{source}: data.leave_out leaves nothing to train on")
@@ -129,6 +127,14 @@ def read_contexts(path: Path, sources: tuple[str, ...] = ()) -> list[str]:
 def read_sources(path: Path) -> set[str]:
     """Read which values the field `source` has in SQuAD JSON. Raises DataError as `read_contexts` does."""
     return {source for source, _ in _contexts(path)}
+
+
+def check_sources(where: str, there: Collection[str], wanted: Iterable[str], key: str) -> None:
+    """Raise DataError for a value of `source` that a recipe's `key` names and no article of `where` has."""
+    for name in wanted:
+        if name not in there:
+            found = ", ".join(sorted(filter(None, there))) or "none"
+            raise DataError(f'{where}: no article has "source": "{name}", as {key} says; found: {found}')
 
 
 def _contexts(path: Path) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from compression.data import read_contexts, read_sources
+from compression.data import check_sources, read_contexts, read_sources
 from compression.examples import DataError
 from compression.recipe import Data
 from compression.text import read_documents
@@ -46,10 +46,7 @@ def _check_files(paths: Sequence[Path], sources: tuple[str, ...]) -> None:
         if not path.is_file():
             raise DataError(f"{path}: no such file; give the folder that holds it with --data")
     there = {source for path in paths if path.suffix == ".json" and sources for source in read_sources(path)}
-    for name in sources:
-        if name not in there:
-            found = ", ".join(sorted(filter(None, there))) or "none"
-            raise DataError(f'no article has "source": "{name}", as data.unlabelled.sources says; found: {found}')
+    check_sources(", ".join(map(str, paths)), there, sources, "data.unlabelled.sources")
 
 
 def read_sentences(paths: Sequence[Path], count: int, seed: int, sources: tuple[str, ...] = ()) -> list[str]:
