@@ -21,6 +21,20 @@ def test_masks_are_per_matrix_and_zeros_are_exact() -> None:
     assert prune.mask_sparsity({}) == 0.0
 
 
+def test_what_is_dropped_becomes_plus_zero_whatever_it_was_and_the_rest_keeps_its_bits() -> None:
+    values = torch.tensor([[-1.5, float("nan"), float("inf"), -0.0, 1e-42, -2.0, float("nan"), 3e38]])
+    mask = torch.tensor([[False, False, False, False, True, True, True, True]])
+    layer = nn.Linear(8, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(values)
+    layer.weight.grad = values.clone()
+    wanted = torch.where(mask, values, 0.0).view(torch.int32)
+    prune.mask_gradients({"m": layer}, {"m": mask})
+    prune.apply_masks({"m": layer}, {"m": mask})
+    assert torch.equal(layer.weight.grad.view(torch.int32), wanted)
+    assert torch.equal(layer.weight.detach().view(torch.int32), wanted)
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "1x4", "4x1", "2:4"])
 def test_a_pruned_weight_never_comes_back(pattern: str) -> None:
     torch.manual_seed(0)
