@@ -31,8 +31,10 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -273,7 +275,10 @@ class _Fields:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # json reads deeper than it writes
+        text = f"a {type(value).__name__} nested too deeply"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -285,7 +290,8 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     file = Path(path) / "manifest.json"
     try:
-        document = json.loads(_read(file).decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+        text = _read(file).decode("utf-8")
+        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -304,11 +310,26 @@ def _finite(text: str) -> float:
     return number
 
 
+def _whole(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        with open_regular(file) as opened:
+            return opened.read()
     except OSError as error:
-        raise MissingFileError(f"{file} cannot be read: {error.strerror}") from error
+        raise MissingFileError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def open_regular(file: Path) -> FileIO:
+    """Open a file to read it; a pipe would let who opens it wait, a device has no end. Raises OSError."""
+    opened = FileIO(os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise OSError("it is not a regular file")
+    return opened
 
 
 def parse_manifest(document: object) -> Manifest:
@@ -456,12 +477,12 @@ def check_files(path: Path, manifest: Manifest) -> dict[str, Identity]:
     for name in CHECKED_FILES:
         expected = manifest.files[name]
         try:
-            with (path / name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                size = file.tell()
+            with open_regular(path / name) as file:
                 found[name] = _identity(os.fstat(file.fileno()))
+                size = os.fstat(file.fileno()).st_size
+                digest = hashlib.file_digest(file, "sha256").hexdigest() if size == expected["bytes"] else ""
         except OSError as error:
-            raise MissingFileError(f"{path / name} cannot be read: {error.strerror}") from error
+            raise MissingFileError(f"{path / name} cannot be read: {error.strerror or error}") from error
         if size != expected["bytes"]:
             raise ChecksumError(f"{path / name} has {size} bytes, the manifest says {expected['bytes']}: copy it again")
         if digest != expected["sha256"]:
@@ -537,7 +558,7 @@ class TensorFile:
         self._names = list(tensor_layout(manifest))
         self._matrices = manifest.matrices
         try:
-            self._file = path.open("rb", buffering=0)
+            self._file = open_regular(path)
         except OSError as error:
             raise MissingFileError(f"{path} cannot be read: {error}") from error
         try:

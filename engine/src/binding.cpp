@@ -8,9 +8,14 @@
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
 
+#include <chrono>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "binding.h"
@@ -123,7 +128,7 @@ void load_layer(Model& model, int index, const nb::dict& tensors, const std::vec
     Layer& layer = model.layers[size(index)];
     layer.attention_norm = norm(tensors, "attention_norm", model.architecture.hidden);
     layer.output_norm = norm(tensors, "output_norm", model.architecture.hidden);
-    const nb::gil_scoped_release release;  // `tensors` keeps the spans' memory alive
+    const Unlocked unlocked;  // `tensors` keeps the spans' memory alive
     model.load_matrices(index, sources);
 }
 
@@ -167,7 +172,7 @@ Out<float, 2> run_forward(Model& model, const Tokens& tokens, const Tokens& leng
     check_batch(model, batch);
     const auto [logits, data] = make<float, 2>({logit_rows(model, batch), size(model.architecture.labels)});
     {
-        const nb::gil_scoped_release release;
+        const Unlocked unlocked;
         forward(model, batch, data, nullptr);
     }
     return logits;
@@ -182,7 +187,7 @@ Out<float, 3> run_hidden_states(Model& model, const Tokens& tokens, const Tokens
     const auto [hidden, data] = make<float, 3>({size(a.layers) + 1, batch.tokens.size(), size(a.hidden)});
     std::vector<float> logits(logit_rows(model, batch) * size(a.labels));
     {
-        const nb::gil_scoped_release release;
+        const Unlocked unlocked;
         forward(model, batch, logits.data(), data);
     }
     return hidden;
@@ -197,6 +202,11 @@ std::vector<std::string> formats(const Model& model) {
     return names;
 }
 
+// Python up to 3.13 ends a daemon thread that wants the lock of an interpreter that ended; later ones let it hang, as here.
+[[noreturn]] void hang() {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+
 // Binds one error of packed.h or codes.h; engine/artifact.py turns it into its ArtifactError.
 template <class Error>
 void bind_error(nb::module_& m, const char* name) {
@@ -204,6 +214,19 @@ void bind_error(nb::module_& m, const char* name) {
 }
 
 }  // namespace
+
+Unlocked::~Unlocked() {
+#ifdef __GLIBCXX__
+    try {
+        PyEval_RestoreThread(state_);
+    } catch (const abi::__forced_unwind&) {
+        hang();
+    }
+#else
+    PyEval_RestoreThread(state_);
+#endif
+}
+
 }  // namespace sparselane
 
 NB_MODULE(_engine, m) {
@@ -221,8 +244,11 @@ NB_MODULE(_engine, m) {
             [](Model* self, const nb::dict& sizes, const std::string& activation, const std::string& attention,
                const std::string& head, float epsilon, int threads, const std::optional<std::string>& isa) {
                 const Architecture a = architecture(sizes, activation, attention, head, epsilon);
-                const nb::gil_scoped_release release;  // the pool may be busy with another model
-                new (self) Model(a, threads, choose_kernels(isa), !kernels_are_named(isa));
+                // They read the environment, which Python may change while we have no lock.
+                const Kernels& kernels = choose_kernels(isa);
+                const bool measured = !kernels_are_named(isa);
+                const Unlocked unlocked;  // the pool may be busy with another model
+                new (self) Model(a, threads, kernels, measured);
             },
             "sizes"_a, "activation"_a, "attention"_a, "head"_a, "epsilon"_a, "threads"_a, "isa"_a.none())
         .def("load_embeddings", &load_embeddings, "tensors"_a, "file"_a, "offset"_a)

@@ -42,6 +42,19 @@ inline void check_size(const std::string& name, std::size_t size, std::size_t ex
             (name + " holds " + std::to_string(size) + " numbers, must hold " + std::to_string(expected)).c_str());
 }
 
+// Without the interpreter's lock while it lives. nanobind's own release would end the process of a daemon thread that comes
+// back when the interpreter is gone: Python ends such a thread by unwinding it, out of a destructor.
+class Unlocked {
+public:
+    Unlocked() : state_(PyEval_SaveThread()) {}
+    ~Unlocked();
+    Unlocked(const Unlocked&) = delete;
+    Unlocked& operator=(const Unlocked&) = delete;
+
+private:
+    PyThreadState* state_;
+};
+
 // The single kernels, for their tests: binding_kernels.cpp.
 void bind_kernels(nb::module_& m);
 

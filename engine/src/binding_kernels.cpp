@@ -90,7 +90,7 @@ nb::dict costs_here(const std::string& isa, int threads) {
     const Kernels& kernels = choose_kernels(isa);
     std::array<float, kFormats> costs;
     {
-        const nb::gil_scoped_release release;
+        const Unlocked unlocked;
         costs = measure_costs(kernels, *Pool::shared(threads));
     }
     nb::dict named;
@@ -173,7 +173,7 @@ std::vector<double> time_product(const std::string& isa, const In<std::int8_t, 2
     const Input input(x.data(), tiles, packed.columns, packed.format, kernels);
     std::vector<double> seconds;
     std::int64_t kept = 0;  // so that no product is left out
-    const nb::gil_scoped_release release;
+    const Unlocked unlocked;
     for (int i = 0; i < repeats; ++i) {
         const auto began = std::chrono::steady_clock::now();
         multiply_all(kernels, packed, input, tiles, [&](int, int, int, const std::int32_t* sums) { kept += sums[0]; });

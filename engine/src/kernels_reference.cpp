@@ -301,7 +301,7 @@ void integer_attention(const IntegerAttentionBlock& b, float* scores) {
         for (int k = 0; k < b.length; ++k) {
             const float weight = weight_of(scores[k] - highest);
             sum = std::fma(weight, head(b.first_lane + k).value_inverse[(b.first_lane + k) % kLanes], sum);
-            scores[k] = static_cast<float>(round_even(weight));
+            scores[k] = static_cast<float>(std::clamp(round_even(weight), 0, kMostWeight));  // beyond: of no number
         }
         float* context = b.context + static_cast<std::size_t>(lane / kLanes) * b.context_stride + t;
         for (int f = 0; f < b.head_size; ++f) {

@@ -1,7 +1,9 @@
 """Every way in which an artifact can be wrong is one named error."""
 
+import hashlib
 import inspect
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -59,10 +61,51 @@ def test_no_folder(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", errors.MissingFileError, "nowhere/manifest.json")
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b'{"a": NaN}', b'{"a": 1e999}', b"[" * 100_000, b"1" * 5000])
+SYNTAX = [b"", b"{", b"\xff\xfe", b'{"a": NaN}', b'{"a": 1e999}', b"[" * 100_000, b"1" * 400, b"1" * 5000]
+
+
+@pytest.mark.parametrize("text", SYNTAX)
 def test_manifest_syntax(folder: Path, text: bytes) -> None:
     (folder / "manifest.json").write_bytes(text)
     refused(folder, errors.ManifestSyntaxError, "is not UTF-8 JSON")
+
+
+def test_a_number_of_any_depth_is_refused_by_a_named_error(folder: Path) -> None:
+    """Python writes JSON less deeply than it reads it: the message must not fail where the check did not."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for depth in range(900, 1000):
+        manifest["architecture"]["layers"] = "HERE"
+        text = json.dumps(manifest).replace('"HERE"', "[" * depth + "]" * depth)
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises((errors.InvalidFieldError, errors.ManifestSyntaxError)):
+            engine.read_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "tokenizer.json", "README.md"])
+def test_a_pipe_is_no_file_to_wait_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    refused(folder, errors.MissingFileError, f"{name} cannot be read: it is not a regular file")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_file_that_is_written_to_while_it_is_hashed_is_not_taken(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.file_digest
+
+    def hashed_then_changed(file: Any, kind: str) -> Any:
+        found = digest(file, kind)
+        if Path(f"/proc/self/fd/{file.fileno()}").readlink().name == name:
+            with (folder / name).open("r+b") as other:
+                first = other.read(1)
+                other.seek(0)
+                other.write(first)
+            os.utime(folder / name, ns=(1, 1))  # so soon that the clock of files may not have moved
+        return found
+
+    monkeypatch.setattr(hashlib, "file_digest", hashed_then_changed)
+    refused(folder, errors.ChecksumError, f"{name} was replaced while it was read")
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.0])

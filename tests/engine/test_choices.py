@@ -257,6 +257,31 @@ def test_arrays_that_change_during_a_call_do_no_harm(artifact: Path) -> None:
     run_alone(RACE, artifact)
 
 
+DAEMON = """
+import sys, threading, time
+import numpy as np
+import engine
+model = engine.load(sys.argv[1], threads=1)
+ids, lengths = np.ones(64, np.int32), np.array([64], np.int32)
+calls = 0
+def work():
+    global calls
+    while True:
+        model.forward(ids, lengths)
+        calls += 1
+threading.Thread(target=work, daemon=True).start()
+while calls < 10:
+    time.sleep(0.001)
+"""
+
+
+def test_a_daemon_thread_inside_a_call_does_not_end_the_program_when_it_exits(artifact: Path) -> None:
+    """Python ends such a thread when it asks for the lock of an interpreter that is no more."""
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", DAEMON, str(artifact)], check=False, timeout=60, cwd=artifact)
+        assert done.returncode == 0
+
+
 def test_more_cpus_than_a_pool_can_have_threads_are_no_error(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "threads_from_quota", lambda: 384)
     assert engine.load(artifact).threads == 256
