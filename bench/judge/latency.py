@@ -19,6 +19,7 @@ from transformers import (
 )
 
 import engine
+from bench.record import cpu_name
 from compression.checkpoint import model_labels
 from compression.export import Origin, export_model
 from compression.recipe import Task
@@ -68,7 +69,8 @@ def _rounds(calls: dict[str, Callable[[], object]], length: int) -> Iterator[dic
         call()
     for number in range(ROUNDS):
         for name, call in calls.items():
-            yield {"round": number, "model": name, "tokens": length, "seconds": f"{_sample(call):.3e}"}
+            seconds = f"{_sample(call):.3e}"
+            yield {"round": number, "model": name, "tokens": length, "seconds": seconds, "cpu": cpu_name()}
 
 
 def _sample(call: Callable[[], object]) -> float:

@@ -24,6 +24,8 @@ _PARTS = {
     "on disk": "weights and tokenizer on disk",
 }
 _ONE = "artifact"
+# What an artifact may lose of its dense teacher's score (Prune Once for All promises it).
+GOAL = 0.01
 
 
 def page(record: Path) -> str:
@@ -58,11 +60,21 @@ def _of_manifest(table: Tables, model: str) -> str:
     return f"{METRICS[fact(table, 'metric')][1] * float(value):.1f}" if value else "not at hand"
 
 
-def _lost_of_dense(table: Tables, main: Row | None) -> str:
+def _share_lost(table: Tables) -> float | None:
     dense = fact(table, "dense")
-    if main is None or not dense:
-        return "not at hand"
-    return f"{100 - float(main['score']) / (METRICS[fact(table, 'metric')][1] * float(dense)) * 100:.1f} %"
+    if "scores" not in table or not dense:
+        return None
+    return 1 - float(table["scores"][0]["score"]) / (METRICS[fact(table, "metric")][1] * float(dense))
+
+
+def _goal(found: Mapping[str, Tables]) -> str:
+    shares = {name: _share_lost(table) for name, table in found.items()}
+    reach = [f"`{name}`" for name, share in shares.items() if share is not None and share < GOAL]
+    miss = [f"`{name}`" for name, share in shares.items() if share is not None and share >= GOAL]
+    return (
+        f"The goal is to lose less than {100 * GOAL:.0f} % of the dense model's score: {' and '.join(reach) or 'none'} "
+        f"reach it, {' and '.join(miss) or 'none'} miss it."
+    )
 
 
 def _with_interval(row: Row) -> str:
@@ -90,12 +102,12 @@ def _overview(found: Mapping[str, Tables]) -> list[str]:
                 _of_manifest(table, "dense"),
                 _of_manifest(table, "sparse"),
                 _with_interval(main) if main else "not measured",
-                _lost_of_dense(table, main),
+                "not at hand" if (share := _share_lost(table)) is None else f"{100 * share:.1f} %",
                 f"{100 * float(fact(table, 'sparsity')):.1f} %",
                 f"{disk / 1e6:.1f} MB",
             )
 
-    return _table(titles, rows())
+    return [*_table(titles, rows()), _goal(found), ""]
 
 
 def _model(name: str, table: Tables) -> list[str]:
@@ -148,9 +160,9 @@ def _floats(_: str, table: Tables) -> list[str]:
     def rows() -> Iterator[Sequence[str]]:
         for name in dict.fromkeys(row["set"] for row in table["floats"]):
             found = {row["model"]: row for row in table["floats"] if row["set"] == name}
-            scores = [f"{float(found[m]['score']):.1f}" if m in found else "not at hand" for m in ("dense", "sparse")]
+            scores = [_with_interval(found[m]) if m in found else "not at hand" for m in ("dense", "sparse")]
             ours = found[_ONE]
-            yield f"{name}, {int(ours['examples']):,}", *scores, f"{float(ours['score']):.1f}", _lost(ours)
+            yield f"{name}, {int(ours['examples']):,}", *scores, _with_interval(ours), _lost(ours)
 
     return _table(titles, rows())
 
@@ -220,8 +232,8 @@ def _latency(_: str, table: Tables) -> list[str]:
             low, middle, high = statistics.quantiles(ratios, n=4)
             yield name, f"{1e3 * statistics.median(theirs):.1f} ms", f"{middle:.1f}x ({low:.1f} to {high:.1f})"
 
-    tokens = table["latency"][0]["tokens"]
-    return _table([f"{tokens} tokens, one thread", "median", "times as long (quartiles)"], rows())
+    tokens, cpu = (table["latency"][0][column] for column in ("tokens", "cpu"))
+    return _table([f"{tokens} tokens, one thread, {cpu}", "median", "times as long (quartiles)"], rows())
 
 
 def _errors(name: str, table: Tables, read: Mapping[tuple[str, str, str], str]) -> list[str]:
