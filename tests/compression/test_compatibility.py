@@ -18,12 +18,22 @@ from tests import transformers4
 from tests.compression import tiny
 
 STAGES = ("teacher", "pruned", "quantized-1", "quantized")
+LANGUAGE_STAGES = ("teacher", "pruned")
+TRANSFER_STAGES = ("teacher", "transferred", "quantized")
 INPUTS = {"ids": [[2, 71, 72, 73, 3], [2, 80, 81, 3, 0]], "text": "the film was superb, clara!"}
+
+
+def run(folder: Path, name: str, recipe: str) -> Path:
+    (folder / f"{name}.toml").write_text(recipe)
+    options = ["--data", str(folder), "--run-folder", str(folder / name), "--threads", "1"]
+    result = CliRunner().invoke(app, ["run", str(folder / f"{name}.toml"), *options])
+    assert result.exit_code == 0, result.output
+    return folder / name
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Every checkpoint of a BERT's and of a DistilBERT's run."""
+    """Every checkpoint of a BERT's and of a DistilBERT's runs: on a task, of a language model, of its transfer."""
     made = []
     for family in ("bert", "distilbert"):
         folder = tmp_path_factory.mktemp(family)
@@ -33,11 +43,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
         tokenizer.save(str(base / "tokenizer.json"))
-        (folder / "tiny.toml").write_text(tiny.recipe("text-classification", base, folder, epochs=0.5))
-        options = ["--data", str(folder), "--run-folder", str(folder / "run"), "--threads", "1"]
-        result = CliRunner().invoke(app, ["run", str(folder / "tiny.toml"), *options])
-        assert result.exit_code == 0, result.output
-        made += [folder / "run" / stage for stage in STAGES]
+        task = run(folder, "task", tiny.recipe("text-classification", base, folder, epochs=0.5))
+        text = tiny.language_recipe(base, folder, next_sentence=family == "bert", steps=6)
+        language = run(folder, "language", text)
+        text = tiny.transfer_recipe("text-classification", language / "pruned", base, folder, epochs=0.5)
+        transfer = run(folder, "transfer", text)
+        made += [task / stage for stage in STAGES]
+        made += [language / stage for stage in LANGUAGE_STAGES]
+        made += [transfer / stage for stage in TRANSFER_STAGES]
     return made
 
 
@@ -53,9 +66,12 @@ def installed(folders: list[Path]) -> dict[str, Any]:
 
 
 def test_every_checkpoint_loads_whole(installed: dict[str, Any]) -> None:
-    assert len(installed["results"]) == 2 * len(STAGES)
-    for result in installed["results"].values():
-        assert result["architecture"].endswith("ForSequenceClassification")
+    assert len(installed["results"]) == 2 * len(STAGES + LANGUAGE_STAGES + TRANSFER_STAGES)
+    heads = {"BertForPreTraining", "DistilBertForMaskedLM"}
+    for folder, result in installed["results"].items():
+        of_language = Path(folder).parent.name == "language"
+        assert (result["architecture"] in heads) == of_language
+        assert result["architecture"].endswith("ForSequenceClassification") != of_language
         assert result["missing"] == result["unexpected"] == []
         assert result["tokens"][0] == 2 and result["tokens"][-1] == 3
 
