@@ -5,15 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi import Response as HttpResponse
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -55,7 +56,7 @@ from service.task import Entry, Item, Parameters, Task
 from service.text_classification import TEXT_CLASSIFICATION
 from service.token_classification import TOKEN_CLASSIFICATION
 from service.tracing import Tracing
-from service.validation import translated
+from service.validation import translated, unchecked
 
 # What a page of another origin may send and read; TEI forgot `authorization`, so keys and pages excluded each other.
 CORS_REQUEST_HEADERS: Final = (
@@ -132,7 +133,15 @@ def create_app(settings: Settings, models: Models, tracing: Tracing | None = Non
     add_deepsparse_routes(app, pipeline, models)
     add_admin_routes(app, models, reloader, PROBLEMS | ADMIN_PROBLEMS)
     add_page_routes(app)
+    _answer_head(app)
     return app
+
+
+def _answer_head(app: FastAPI) -> None:
+    """Let HEAD ask what GET may (RFC 9110, 9.1): the server leaves out the body, and the document these routes."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
 
 
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, pipeline: Pipeline, keys: Keyring) -> None:
@@ -164,7 +173,7 @@ def _around(settings: Settings, metrics: Metrics, lifecycle: Lifecycle, tracing:
         cors = Middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST"),
+            allow_methods=("GET", "HEAD", "POST"),
             allow_headers=CORS_REQUEST_HEADERS,
             expose_headers=CORS_ANSWER_HEADERS,
         )
@@ -202,18 +211,24 @@ def _add_task_routes(app: FastAPI, pipeline: Pipeline, models: Models) -> None:
         answer, stages = await pipeline.answer(task, model, body)
         return HttpResponse(answer.model_dump_json(), media_type="application/json", headers=server_timing(stages))
 
+    def count(body: Any) -> Any:
+        pipeline.check_lists(unchecked(body, "inputs"))
+        return body
+
+    counted = BeforeValidator(count)
+
     @app.post("/v1/question-answering", response_model=Response[Answer], responses=PROBLEMS, tags=["answers"])
-    async def question_answering(body: QuestionAnsweringRequest) -> HttpResponse:
+    async def question_answering(body: Annotated[QuestionAnsweringRequest, counted]) -> HttpResponse:
         """Find the answers to questions in the texts that come with them."""
         return await answered(QUESTION_ANSWERING, body)
 
     @app.post("/v1/text-classification", response_model=Response[Label], responses=PROBLEMS, tags=["answers"])
-    async def text_classification(body: TextClassificationRequest) -> HttpResponse:
+    async def text_classification(body: Annotated[TextClassificationRequest, counted]) -> HttpResponse:
         """Label texts, for example with their sentiment."""
         return await answered(TEXT_CLASSIFICATION, body)
 
     @app.post("/v1/token-classification", response_model=Response[Entity], responses=PROBLEMS, tags=["answers"])
-    async def token_classification(body: TokenClassificationRequest) -> HttpResponse:
+    async def token_classification(body: Annotated[TokenClassificationRequest, counted]) -> HttpResponse:
         """Find the people, places and other entities in texts."""
         return await answered(TOKEN_CLASSIFICATION, body)
 

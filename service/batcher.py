@@ -69,6 +69,7 @@ class Batcher:
         metrics.predicted_wait.set_function(lambda: self._queue_seconds + self.front.seconds_at_the_door)
         self._schedule: Schedule[_Job] = Schedule(max_batch_tokens)
         self._tokens = 0
+        self._reads_large = False
         self._arrived = asyncio.Event()
         self._engine = ThreadPoolExecutor(1, "engine")
         self._loop: asyncio.Task[None] | None = None
@@ -125,9 +126,14 @@ class Batcher:
     def reading(self, model: Model, characters: int) -> Iterator[None]:
         """Count the work of texts while they are tokenized, at a guess; raises OverloadedError as `infer` would.
 
-        So reading cannot pile up before the queue: whoever comes meanwhile sees what will be in front of it.
+        So reading cannot pile up before the queue: whoever comes meanwhile sees what will be in front of it. What seems
+        to be more than the whole queue is not counted, since it will hardly get there, but only one such is read.
         """
-        tokens = min(1 + characters // CHARACTERS_PER_TOKEN, self._max_queue_tokens)
+        tokens = 1 + characters // CHARACTERS_PER_TOKEN
+        if tokens > self._max_queue_tokens:
+            with self._reading_alone():
+                yield
+            return
         base, call = tokens * model.cost.per_token, current()
         self.check_room(tokens)
         lane = self._schedule.lane(tokens, call.lane)
@@ -140,6 +146,17 @@ class Batcher:
         finally:
             self._schedule.reading(model.cost, -base)
             self._count(-tokens)
+
+    @contextmanager
+    def _reading_alone(self) -> Iterator[None]:
+        """Let one request be read that seems too large: its tokens tell, not the load. Else it would be tried again."""
+        if self._reads_large:
+            raise OverloadedError("another request as large as this is being read: try again later", retry_after=1)
+        self._reads_large = True
+        try:
+            yield
+        finally:
+            self._reads_large = False
 
     async def infer(self, model: Model, windows: Sequence[Window]) -> Inferred:
         """Return the logits of each window: [C] for text classification, [T, C] otherwise.

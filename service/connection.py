@@ -1,7 +1,8 @@
 """One connection: uvicorn's HTTP/1.1, with limits on how long and how large a request may be on its way.
 
 uvicorn alone waits for ever for the head of a request, keeps as many bytes of it as arrive, and reads for ever what is
-left of a body after its answer. The time for a body that is read is `middleware.BodyGuard`'s.
+left of a body after its answer; and for ever it keeps an answer that its client does not read. The time for a body that
+is read is `middleware.BodyGuard`'s.
 """
 
 import asyncio
@@ -14,15 +15,18 @@ from typing import Any, ClassVar, Final
 from uuid import uuid4
 
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.deadlines import Door
 from service.errors import problem
+from service.front import Front
 from service.glance import Glance
 
 # Request line and headers; twice what nginx and Apache allow by default, so they would have refused it before.
 MAX_HEAD_BYTES: Final = 64 * 1024
-
+# A stop waits for an answer that is being read, but no longer than this for a client that reads nothing.
+STOP_SECONDS: Final = 2.0
 
 UPGRADE: Final = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 
@@ -31,8 +35,25 @@ class HeadTooLargeError(Exception):
     """Stops the parser; never leaves this file."""
 
 
+class Flow(FlowControl):
+    """uvicorn's, but a request whose answer waits for its client to read keeps no other one at the door."""
+
+    def __init__(self, transport: asyncio.Transport, front: Front) -> None:
+        """Count by `front`."""
+        super().__init__(transport)
+        self._front = front
+
+    async def drain(self) -> None:
+        """Wait until there is room."""
+        with self._front.elsewhere():
+            await super().drain()
+
+
 class PatientProtocol(HttpToolsProtocol):
-    """Answers 408 to a head that takes more than `seconds`, 431 to one over MAX_HEAD_BYTES, 400 to what is no HTTP."""
+    """Answers 408 to a head that takes more than `seconds`, 431 to one over MAX_HEAD_BYTES, 400 to what is no HTTP.
+
+    Cuts off a client that reads nothing of its answers for `seconds`, and up to twice as long.
+    """
 
     seconds: ClassVar[float]
     door: ClassVar[Door]
@@ -42,6 +63,9 @@ class PatientProtocol(HttpToolsProtocol):
         """Take what uvicorn gives."""
         super().__init__(*arguments, **named)
         self._timer: TimerHandle | None = None
+        # Looks again and again whether the client reads, and the bytes that waited for it at the last look.
+        self._watch: TimerHandle | None = None
+        self._unsent = 0
         self._head_bytes = 0
         self._body_open = False
         # Pieces of bodies so far, and the bytes that came since the last one while a body was not at its end.
@@ -54,12 +78,41 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Begin to wait for the first request."""
         super().connection_made(transport)
+        self.flow = Flow(transport, self.door.front)
         self._wait()
+        self._look(self.seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing more."""
         self._stop_waiting()
+        self._stop_looking()
         super().connection_lost(exc)
+
+    def _look(self, seconds: float) -> None:
+        """Cut off a client that read nothing since the last look; look again after so many seconds."""
+        # Nothing is added to what a full or closing connection holds: the same number of bytes are the same bytes.
+        held = self.flow.write_paused or self.transport.is_closing()
+        unsent = self.transport.get_write_buffer_size() if held else 0
+        if unsent and unsent == self._unsent:
+            self.transport.abort()
+        self._unsent = unsent
+        self._watch = self.loop.call_later(seconds, self._look, seconds)
+
+    def _stop_looking(self) -> None:
+        self._unsent = 0
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def resume_writing(self) -> None:
+        """Know that all was read: what will wait next is something else."""
+        self._unsent = 0
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        """Finish the request at hand, and be less patient with who does not read: that would take all of the drain."""
+        super().shutdown()
+        self._stop_looking()
+        self._look(min(STOP_SECONDS, self.seconds))
 
     def data_received(self, data: bytes) -> None:
         """Refuse at a glance what can be; parse the rest."""

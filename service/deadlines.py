@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from math import inf
+from math import ceil, inf
 from time import perf_counter
 from typing import Final
 
@@ -16,7 +16,9 @@ from service.metrics import Metrics
 # Where the contracts put their models; everything else (probes, documents, administration) has no deadline.
 ASKS_A_MODEL: Final = ("/v1/", "/models/", "/v2/models/", "/predict")
 
-# What the Door leaves in a scope's state: the Call, or why there is none.
+# What the Door leaves in a scope's state: when the head had come, `perf_counter` seconds; the Call of what it does not
+# refuse at once, None where the headers are wrong; why it refuses.
+ARRIVED: Final = "arrived"
 CALL: Final = "call"
 REFUSED: Final = "refused"
 # After a refusal for so long the next requests are looked at before they are parsed, see service/glance.py.
@@ -45,7 +47,8 @@ class Deadlines:
         self._default_ms = default_ms
         self._check = check
         self._front = front
-        self._metrics = metrics
+        self._inside = 0
+        metrics.inflight.set_function(lambda: self._inside + front.at_the_door)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection, as ASGI says.
@@ -70,15 +73,18 @@ class Deadlines:
             read = not message.get("more_body", False)
             return message
 
-        with working_for(call), self._metrics.inflight.track_inprogress():
-            try:
+        self._inside += 1
+        try:
+            with working_for(call):
                 async with asyncio.timeout(call.deadline - perf_counter()) as limit:
                     await self._app(scope, receive_noted, send)
                 self._front.answered()
-            except TimeoutError as error:
-                if not limit.expired():
-                    raise
-                raise self._late(read) from error
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise self._late(read) from error
+        finally:
+            self._inside -= 1
 
     def _late(self, read: bool) -> DeadlineError | SlowClientError:
         advice = "allow more with X-Request-Timeout-Ms, or ask for less at once"
@@ -94,7 +100,7 @@ class Door:
         """Let in by `front`, or answer with `refusing`; `check` as for Deadlines."""
         self._default_ms = default_ms
         self._check = check
-        self._front = front
+        self.front = front
         self._refusing = refusing
         self._refused_at = -inf
 
@@ -110,20 +116,24 @@ class Door:
             return
 
         async def begun(scope: Scope, receive: Receive, send: Send) -> None:
-            with self._front.begun():
+            with self.front.begun():
                 await app(scope, receive, send)
 
+        def refused(why: OverloadedError) -> None:
+            scope["state"][REFUSED] = why
+            start(self._refusing)
+
+        now = scope["state"][ARRIVED] = perf_counter()
         try:
-            call = read_call(plain_headers(scope["headers"]), self._default_ms, perf_counter())
+            call = read_call(plain_headers(scope["headers"]), self._default_ms, now)
         except InvalidRequestError:  # for the application, where the keys come first
             call = None
-        refused = call and self._without_a_chance(call)
-        if refused:
-            scope["state"][REFUSED] = refused
-            start(self._refusing)
+        if why := call and self._without_a_chance(call):
+            refused(why)
         else:
             scope["state"][CALL] = call
-            self._front.come(lambda: start(begun))
+            seconds = call.deadline - now if call else self._default_ms / 1e3
+            self.front.come(lambda: start(begun), lambda: refused(self._too_late()), seconds)
 
     def refusal(self, headers: Mapping[str, str], now: float) -> OverloadedError | None:
         """Return why a request to a model that came at `now` is refused; None: `come` will see."""
@@ -131,6 +141,14 @@ class Door:
             return self._without_a_chance(read_call(headers, self._default_ms, now))
         except InvalidRequestError:
             return None
+
+    def _too_late(self) -> OverloadedError:
+        """Return why a request is refused that was let wait: its turn did not come, and nothing was done for it."""
+        self._refused_at = perf_counter()
+        return OverloadedError(
+            "its turn did not come before the deadline: try again later, or allow more with X-Request-Timeout-Ms",
+            retry_after=max(1, ceil(self.front.seconds_at_the_door)),
+        )
 
     def _without_a_chance(self, call: Call) -> OverloadedError | None:
         try:

@@ -33,17 +33,18 @@ from service.schemas import (
 from service.task import Task
 from service.token_classification import TOKEN_CLASSIFICATION
 from service.translation import Place, ask
-from service.validation import checked, read_json
+from service.validation import checked, read_json, unchecked
 from service.windows import Encoded, Floats, merged
 
 QA, CLASSES, ENTITIES = "question-answering", "text-classification", "token-classification"
 
 
 class Question(Strict):
-    """DeepSparse's question."""
+    """DeepSparse's question; its last version took an `id` too, without effect."""
 
     question: Annotated[Text, Field(examples=["Who is Mark?"])]
     context: Annotated[Text, Field(examples=["Mark is batman."])]
+    id: str | None = None
 
 
 class Sequences(Strict):
@@ -125,6 +126,9 @@ async def answer(pipeline: Pipeline, model: Model, body: object) -> HttpResponse
     Raises:
         ServiceError: as `Pipeline.answer`; InvalidRequestError where the body is none for the model's task.
     """
+    # Words are one input together.
+    for name in () if unchecked(body, "is_split_into_words") is True else ("sequences", "inputs"):
+        pipeline.check_lists(unchecked(body, name), pointer=f"/{name}")
     work = _WORK[model.task](body)
     response, headers = await ask(pipeline, work.task, model, work.items, work.parameters, work.place)
     content = work.answer(response.results).model_dump_json()
@@ -134,7 +138,7 @@ async def answer(pipeline: Pipeline, model: Model, body: object) -> HttpResponse
 def _question(body: object) -> _Work:
     asked = checked(Question.model_validate, body)
     parameters = QuestionAnsweringParameters()
-    return _Work(TASKS[QA], [asked.model_dump()], parameters, _answered_question, _question_place)
+    return _Work(TASKS[QA], [asked.model_dump(exclude={"id"})], parameters, _answered_question, _question_place)
 
 
 def _question_place(pointer: str) -> str:

@@ -196,7 +196,8 @@ def shown(value: object) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the known name nearest to `name`, or nothing when none is near."""
-    close = get_close_matches(name, list(known), n=1)
+    # A caller's name can be as long as a body, and comparing it takes as long.
+    close = get_close_matches(name[:SHOWN_CHARACTERS], list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 

@@ -2,7 +2,9 @@
 engine? For short texts HTTP and JSON cost more than the model.
 """
 
-from collections import deque
+import asyncio
+from asyncio.events import TimerHandle
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,7 +36,8 @@ class Front:
 
     def __init__(self) -> None:
         """Start with a millisecond each."""
-        self._waiting: deque[Callable[[], None]] = deque()
+        # What starts a request whose turn did not come yet, in their order, and what ends its wait.
+        self._waiting: OrderedDict[Callable[[], None], TimerHandle] = OrderedDict()
         # Tasks that were made and did not begin yet.
         self._started = 0
         self._here = 0
@@ -54,18 +57,35 @@ class Front:
         """The same for a request that comes now, with the wait for its turn."""
         return self._predict(len(self._waiting) + self._started + self._here)
 
+    @property
+    def at_the_door(self) -> int:
+        """How many came and did not begin; read by other threads."""
+        return len(self._waiting) + self._started
+
     def _predict(self, count: int) -> float:
         return count * self._apart if count >= ALWAYS else 0.0
 
-    def come(self, start: Callable[[], None]) -> None:
-        """Call `start`, which makes the task of a request that begins with `begun`: at once or when it is its turn."""
-        self._waiting.append(start)
-        self._let_in()
+    def come(self, start: Callable[[], None], late: Callable[[], None], seconds: float) -> None:
+        """Call `start`, which makes the task of a request that begins with `begun`: at once or when it is its turn.
+
+        Call `late` instead where that has not come after so many seconds.
+        """
+        if self._started + self._here < AT_ONCE:  # then nobody waits
+            self._started += 1
+            start()
+        else:
+            self._waiting[start] = asyncio.get_running_loop().call_later(seconds, self._give_up, start, late)
+
+    def _give_up(self, start: Callable[[], None], late: Callable[[], None]) -> None:
+        del self._waiting[start]
+        late()
 
     def _let_in(self) -> None:
         while self._waiting and self._started + self._here < AT_ONCE:
+            start, timer = self._waiting.popitem(last=False)
+            timer.cancel()
             self._started += 1
-            self._waiting.popleft()()
+            start()
 
     @contextmanager
     def begun(self) -> Iterator[None]:
@@ -87,7 +107,7 @@ class Front:
 
     @contextmanager
     def elsewhere(self) -> Iterator[None]:
-        """Do not count it while it waits for its body or the engine, or is in another thread."""
+        """Do not count it while it waits for its client or the engine, or is in another thread."""
         if not _counted.get():
             yield
             return

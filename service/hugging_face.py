@@ -23,7 +23,7 @@ from service.hugging_face_tasks import QUESTION_ANSWERING, TEXT_CLASSIFICATION, 
 from service.models import Model, Models
 from service.pipeline import Pipeline, server_timing
 from service.task import Task
-from service.validation import checked, read_json
+from service.validation import checked, read_json, unchecked
 
 Results = list[list[Any]]
 
@@ -69,8 +69,10 @@ def add_hugging_face_routes(
     async def answered(model: Model, request: HttpRequest) -> HttpResponse:
         request.state.task, request.state.model = model.task, model.name
         contract = CONTRACTS[model.task]
-        body = checked(contract.body.model_validate, read_json(await request.body()))
-        pipeline.check_count(body.count)
+        sent = read_json(await request.body())
+        inputs = unchecked(sent, "inputs")
+        pipeline.check_lists(inputs, unchecked(inputs, "question"), unchecked(inputs, "context"))
+        body = checked(contract.body.model_validate, sent)
         answer, stages = await pipeline.answer(contract.task, model, body)
         usage = {"x-input-tokens": str(answer.usage.tokens), "x-windows": str(answer.usage.windows)}
         content = to_json(contract.shape(body.inputs, answer.results))

@@ -33,14 +33,18 @@ def load_models(folder: Path, threads: int | None, preferred: Sequence[str] = ()
     paths = artifact_paths(folder)
     serving: dict[str, Model] = {}
     failures: dict[str, str] = {}
+    missing: dict[str, str] = {}
     for path in paths:
         try:
             model = load_model(path, threads)
             if model.name in serving:
                 raise StartupError(f"another artifact in {folder} is called '{model.name}' too; rename one")
         except (engine.ArtifactError, StartupError, GoldenError) as error:
-            name = artifact_name(path)
+            manifest = _manifest(path)
+            name = manifest.name if manifest else path.name
             failures[name] = f"{type(error).__name__}: {error}"
+            if manifest:
+                missing[name] = manifest.task.name
             log.error("model %s does not serve: %s", name, failures[name])
         # The engine's words for threads or an ISA that this machine does not have, or threads that it cannot start.
         except (ValueError, RuntimeError) as error:
@@ -49,7 +53,7 @@ def load_models(folder: Path, threads: int | None, preferred: Sequence[str] = ()
             serving[model.name] = model
     gc.collect()
     engine.release_memory()
-    return Models(serving, failures, preferred=preferred)
+    return Models(serving, failures, preferred=preferred, missing=missing)
 
 
 def artifact_paths(folder: Path) -> list[Path]:
@@ -70,12 +74,20 @@ def artifact_paths(folder: Path) -> list[Path]:
     return paths
 
 
-def artifact_name(path: Path) -> str:
-    """Return the name of an artifact's model; that of its folder where the manifest cannot be read."""
+def artifact_name(path: Path, served: Mapping[Path, str]) -> str:
+    """Return the name of an artifact's model.
+
+    Where the manifest cannot be read it is the model that its folder `served`, or has the folder's name.
+    """
+    manifest = _manifest(path)
+    return manifest.name if manifest else served.get(path, path.name)
+
+
+def _manifest(path: Path) -> engine.Manifest | None:
     try:
-        return engine.read_manifest(path).name
+        return engine.read_manifest(path)
     except engine.ArtifactError:
-        return path.name
+        return None
 
 
 def artifact_version(path: Path) -> str:
@@ -121,6 +133,7 @@ def load_model(path: Path, threads: int | None) -> Model:
         no_answer_threshold=task.no_answer_threshold,
         version=version,
         manifest=manifest,
+        folder=path,
         embeddings=Embeddings(
             manifest.architecture.vocabulary, manifest.architecture.positions, manifest.architecture.types
         ),

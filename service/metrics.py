@@ -74,7 +74,7 @@ class Metrics:
         self.predicted_wait = self._gauge(
             "predicted_wait_seconds", "How long a short request that comes now will wait."
         )
-        self.inflight = self._gauge("inflight_requests", "Requests to models that have no answer yet.")
+        self.inflight = self._gauge("inflight_requests", "Requests to models that came and have no answer yet.")
         self.loop_lag = self._histogram(
             "event_loop_lag_seconds", "How late the event loop came to a task that was due.", (), SECONDS
         )

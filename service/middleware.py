@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.call import plain_headers
-from service.deadlines import asks_a_model
+from service.deadlines import ARRIVED, CALL, asks_a_model
 from service.errors import (
     ClientGoneError,
     EngineFailedError,
@@ -84,8 +84,10 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         headers = plain_headers(scope["headers"])
-        record = RequestRecord(_request_id(headers.get("x-request-id", "")))
         state = scope.setdefault("state", {})
+        record = RequestRecord(_request_id(headers.get("x-request-id", "")), state.get(ARRIVED) or perf_counter())
+        if CALL in state:
+            record.door = perf_counter() - record.began
         state["request_id"] = record.request_id
         token = CURRENT.set(record)
         span = self._begin_trace(scope, headers, record)
@@ -94,9 +96,10 @@ class RequestContext:
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                self._mark(MutableHeaders(scope=message), status, record)
+                self._mark(MutableHeaders(scope=message), message["status"], record)
             await send(message)
+            # Not before: it may wait for the client to read until the deadline cancels it, and be another answer then.
+            status = message.get("status", status)
 
         try:
             await self._app(scope, receive, send_marked)
@@ -126,6 +129,8 @@ class RequestContext:
 
     def _mark(self, headers: MutableHeaders, status: int, record: RequestRecord) -> None:
         headers["x-request-id"] = record.request_id
+        if record.door is not None and (timing := headers.get("server-timing")):
+            headers["server-timing"] = f"door;dur={record.door * 1e3:.2f}, {timing}"
         if record.quota is not None:
             wait = headers.get("retry-after") if status == meaning(QuotaExceededError("")).status else None
             headers.update(record.quota.headers(int(wait) if wait else None))
@@ -207,6 +212,7 @@ def log_access(
         "task": record.task,
         "tokens": record.tokens if record.model else None,
         "windows": record.windows if record.model else None,
+        "door_ms": None if record.door is None else round(record.door * 1e3, 2),
         **{f"{stage}_ms": round(stage_seconds * 1e3, 2) for stage, stage_seconds in record.stages.items()},
         "amzn_trace_id": _amazon_id(Headers(raw=scope["headers"])),
         "texts": record.texts or None,

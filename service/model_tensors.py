@@ -95,11 +95,19 @@ def _logit_columns(model: Model) -> list[str]:
     return [f"{label}_logits" for label in model.labels] if model.task == "question-answering" else []
 
 
-def read_inputs(model: Model, inputs: Sequence[InputTensor], parts: Sequence[bytes | None]) -> Work:
+def read_inputs(
+    model: Model,
+    inputs: Sequence[InputTensor],
+    parts: Sequence[bytes | None],
+    check_count: Callable[[int, str], None],
+) -> Work:
     """Read the input tensors, which are those of texts or those of raw tokens; `parts` are their bytes, if binary.
+
+    `check_count` is asked about the number of inputs, and where it stands, before any of them is read.
 
     Raises:
         InvalidRequestError: another tensor, none that must be there, or one that is not as it must be.
+        TooLargeError: `check_count` says so.
     """
     pointers: dict[str, str] = {}
     for i, tensor in enumerate(inputs):
@@ -117,6 +125,8 @@ def read_inputs(model: Model, inputs: Sequence[InputTensor], parts: Sequence[byt
     for name in needed:
         if name not in pointers:
             raise InvalidRequestError.at("/inputs", f"the tensor '{name}' is missing", value=list(pointers))
+    for tensor in inputs:
+        check_count(tensor.shape[0] if tensor.shape else 0, f"{pointers[tensor.name]}/shape")
     if raw:
         arrays = {t.name: integers(t, pointers[t.name], part) for t, part in zip(inputs, parts, strict=True)}
         return _raw(model, arrays, pointers)

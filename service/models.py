@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from engine import Manifest
@@ -33,7 +34,7 @@ class Model:
     `multi_label`: each label of a text holds or not by itself. `pairs`: it reads two texts together.
     `no_answer_threshold`: how much more than the best span no answer must be worth to be the answer; None: there always
     is one. `version` is the sha256 of the manifest, which holds those of the other files; `manifest` is of the artifact
-    that it came from. `embeddings`: what raw tokens may be. `cost`: what the engine needs for it; learns.
+    that it came from, in `folder`. `embeddings`: what raw tokens may be. `cost`: what the engine needs for it; learns.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Model:
     no_answer_threshold: float | None = None
     version: str = ""
     manifest: Manifest | None = None
+    folder: Path | None = None
     embeddings: Embeddings = Embeddings(0, 0, 0)
     cost: Cost = field(default_factory=Cost)
     load_seconds: float = 0.0
@@ -66,19 +68,35 @@ class Models:
     `failures` failed at the start and keep /readyz at 503. `refused` are the last attempts since then that failed: the
     model that served before, if any, goes on. While the server runs, service/reloading.py alone replaces the mappings,
     as a whole: look a model up when a request comes, and keep it for that request only. `preferred` are names, the
-    most wanted first, that go before others where a request names no model.
+    most wanted first, that go before others where a request names no model. `missing` are the tasks of models that
+    served or failed at the start, and may come back.
     """
 
     serving: Mapping[str, Model]
     failures: Mapping[str, str]
     refused: Mapping[str, str] = field(default_factory=dict)
     preferred: Sequence[str] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def why_not(self) -> dict[str, str]:
+        """The reasons of the models that do not serve, by name: of each the last one."""
+        why = {**self.failures, **self.refused}
+        return {name: reason for name, reason in why.items() if name not in self.serving}
 
     def default(self, task: str) -> Model | None:
-        """Return the model for requests of a task that name none: the preferred one, else the first by name."""
+        """Return the model for requests of a task that name none: the first preferred one that serves.
+
+        Where no preferred model is known to do the task, it is the first by name. But none answers in place of
+        preferred ones that do not serve: its labels are others.
+        """
         able = {model.name for model in self.serving.values() if model.task == task}
-        name = next((name for name in (*self.preferred, *sorted(able)) if name in able), None)
-        return None if name is None else self.serving[name]
+        names = [name for name in self.preferred if name in able] or ([] if self._wanted(task) else sorted(able))
+        return self.serving[names[0]] if names else None
+
+    def _wanted(self, task: str) -> list[str]:
+        """Name the preferred models of a task that do not serve."""
+        return [name for name in self.preferred if name not in self.serving and self.missing.get(name) == task]
 
     def find(self, task: str, name: str | None) -> Model:
         """Return the model called `name`, or the task's default.
@@ -90,7 +108,7 @@ class Models:
         if name is None:
             default = self.default(task)
             if default is None:
-                raise UnknownModelError(f"no model here does {task}{self._failed()}")
+                raise UnknownModelError(f"{self._why_no_default(task)}{self._failed()}")
             return default
         model = self.named(name)
         if model.task != task:
@@ -113,6 +131,12 @@ class Models:
             )
         return model
 
+    def _why_no_default(self, task: str) -> str:
+        able = sorted(model.name for model in self.serving.values() if model.task == task)
+        if not able:
+            return f"no model here does {task}"
+        return f"the default for {task}, {' or '.join(self._wanted(task))}, does not serve; name one: {', '.join(able)}"
+
     def _failed(self) -> str:
-        failed = sorted({*self.failures, *self.refused}.difference(self.serving))
-        return f" (failed to load: {', '.join(failed)})" if failed else ""
+        failed = ", ".join(sorted(self.why_not))
+        return f" (failed to load: {failed})" if failed else ""

@@ -50,7 +50,7 @@ async def infer(pipeline: Pipeline, model: Model, asked: InferRequest, binary: b
         ServiceError: as `Pipeline.answer`; InvalidRequestError for tensors, outputs or parameters that do not fit.
     """
     _check_known(asked)
-    work = read_inputs(model, asked.inputs, binary_parts(asked.inputs, binary))
+    work = read_inputs(model, asked.inputs, binary_parts(asked.inputs, binary), pipeline.check_count)
     wanted = _wanted(asked, work.outputs)
     given = {name: value for name, value in (asked.parameters or {}).items() if name not in ABOUT_THE_MESSAGE}
     parameters = checked(work.task.parameters.model_validate, given, "parameters")
@@ -72,7 +72,7 @@ async def infer(pipeline: Pipeline, model: Model, asked: InferRequest, binary: b
 def _wanted(asked: InferRequest, known: Mapping[str, object]) -> dict[str, bool]:
     """Return the outputs to write, all where none is named, and whether each is to be binary."""
     default = _flag((asked.parameters or {}).get("binary_data_output"), "/parameters/binary_data_output")
-    if asked.outputs is None:
+    if not asked.outputs:
         return dict.fromkeys(known, default)
     wanted: dict[str, bool] = {}
     for i, output in enumerate(asked.outputs):
@@ -164,7 +164,7 @@ def _add_server_routes(app: FastAPI, models: Models, health: Health) -> None:
     async def index() -> list[dict[str, str]]:
         """List all models, those that failed to load with the reason; the request's body is not read."""
         found = dict.fromkeys(models.serving, ("READY", ""))
-        found |= {name: ("UNAVAILABLE", why) for name, why in models.failures.items() if name not in found}
+        found |= {name: ("UNAVAILABLE", why) for name, why in models.why_not.items()}
         return [
             {"name": name, "version": ONLY_VERSION, "state": state, "reason": why}
             for name, (state, why) in sorted(found.items())
@@ -197,8 +197,8 @@ def _add_model_routes(app: FastAPI, models: Models) -> None:
     )
     async def model_ready(name: str, version: str = ONLY_VERSION) -> dict[str, object]:
         """Say whether a model serves."""
-        if name in models.failures and name not in models.serving:
-            raise NotReadyError.at("", f"{name}: {models.failures[name]}")
+        if why := models.why_not.get(name):
+            raise NotReadyError.at("", f"{name}: {why}")
         return {"name": _find(models, name, version).name, "ready": True}
 
 

@@ -132,12 +132,18 @@ class Pipeline:
         self._metrics.answered(task.name, model.name, stages, read.tokens, read.windows)
         return Response(model=model.name, results=results, usage=read), stages
 
-    def check_count(self, count: int) -> None:
+    def check_count(self, count: int, pointer: str = "/inputs") -> None:
         """Raise TooLargeError for more inputs than a request may have: before anything is made of them."""
         most = self._settings.max_inputs
         if count > most:
             message = f"there are {count} inputs, at most {most} are allowed: send more requests"
-            raise TooLargeError.at("/inputs", message, value=count, limit=most)
+            raise TooLargeError.at(pointer, message, value=count, limit=most)
+
+    def check_lists(self, *fields: object, pointer: str = "/inputs") -> None:
+        """Do the same for fields of a body that nobody has looked at: to check a million inputs takes a second."""
+        for field in fields:
+            if isinstance(field, list):
+                self.check_count(len(field), pointer)
 
     def _check_limits(self, items: Sequence[Item], pointers: Sequence[str]) -> None:
         self.check_count(len(items))

@@ -157,10 +157,14 @@ class Probes:
 
     def _answered(self, received: bytes) -> bytes:
         request = _REQUEST.match(received)
-        method, path = (request[1], request[2].decode("latin-1")) if request else (b"", "")
+        if request is None or request[1] not in (b"GET", b"HEAD"):
+            return _problem(HTTPStatus.BAD_REQUEST, "Bad Request", "ask here with GET or HEAD and HTTP/1.1")
+        answer = self._answer_to(request[2].decode("latin-1"))
+        head, end, _ = answer.partition(b"\r\n\r\n")
+        return answer if request[1] == b"GET" else head + end
+
+    def _answer_to(self, path: str) -> bytes:
         try:
-            if method != b"GET":
-                return _problem(HTTPStatus.BAD_REQUEST, "Bad Request", "ask here with GET and HTTP/1.1")
             if path == "/metrics":
                 with _in_one_go():
                     page = self._health.page()

@@ -65,7 +65,7 @@ class Reloader:
             UnknownModelError: the folder has no such model. ModelRefusedError: it cannot serve; the former goes on.
         """
         async with self._turn:
-            found = await self._off_loop(_find, self._folder, name)
+            found = await self._off_loop(_find, self._folder, self._served(), name)
             return await self._bring(name, found)
 
     async def reload(self, name: str) -> Change:
@@ -101,7 +101,7 @@ class Reloader:
         async with self._turn:
             wrong = await self._read_keys()
             try:
-                found = await self._off_loop(_names, self._folder)
+                found = await self._off_loop(_names, self._folder, self._served())
             except StartupError as error:
                 wrong.append(FieldError("", f"{error}; the models stay as they were"))
                 changes = []
@@ -139,8 +139,8 @@ class Reloader:
     async def _bring(self, name: str, path: Path, *, unless_same: bool = False) -> Change:
         began = perf_counter()
         former = self._models.serving.get(name)
-        if unless_same and former and await self._off_loop(_is_whole, path, former.version):
-            self._models.refused = _without(self._models.refused, name)
+        if unless_same and former and former.folder == path and await self._off_loop(_is_whole, path, former.version):
+            self._forget_failure(name)
             return Change(name, "unchanged", former.version)
         try:
             model = await self._off_loop(load_model, path, self._threads)
@@ -148,12 +148,11 @@ class Reloader:
                 raise StartupError(f"{path} changed its name to '{model.name}' while it was loaded")
         except Exception as error:  # whatever is wrong with a new model, the old one must go on
             raise self._refused(name, f"{type(error).__name__}: {error}") from error
-        # The folder's name stood for a model that had no readable manifest.
-        for known in {path.name} & self._models.failures.keys() - {name}:
-            self._drop(known)
-        self._forget_failure(name)
         self._models.serving = {**self._models.serving, name: model}
         self._metrics.add_model(model)
+        # The folder's name stood for a model that had no readable manifest.
+        for known in {name} | ({path.name} & self._models.failures.keys()):
+            self._forget_failure(known)
         self._metrics.model_loads.labels(name, "ok").inc()
         self._give_back_after(former)
         return Change(name, "serving", model.version, perf_counter() - began)
@@ -168,15 +167,25 @@ class Reloader:
 
     def _drop(self, name: str) -> None:
         former = self._models.serving.get(name)
+        if former:
+            self._models.missing = {**self._models.missing, name: former.task}
         self._models.serving = _without(self._models.serving, name)
         self._forget_failure(name)
-        self._metrics.remove_model(name)
         self._give_back_after(former)
         log.info("model %s is unloaded", name)
 
     def _forget_failure(self, name: str) -> None:
+        """Say no more that a model failed, and nothing of it where it does not serve."""
         self._models.failures = _without(self._models.failures, name)
         self._models.refused = _without(self._models.refused, name)
+        if name in self._models.serving:
+            self._metrics.model_ready.labels(name).set(1)
+        else:
+            self._metrics.remove_model(name)
+
+    def _served(self) -> dict[Path, str]:
+        """Return which model each folder serves."""
+        return {model.folder: model.name for model in self._models.serving.values() if model.folder}
 
     def _check_serves(self, name: str) -> None:
         if name not in self._models.serving:
@@ -199,11 +208,15 @@ class Reloader:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work, *arguments)
 
 
-def _names(folder: Path) -> dict[str, Path]:
-    """Return the folder's artifacts by model name. Raises StartupError: see `artifact_paths`; two have one name."""
+def _names(folder: Path, served: Mapping[Path, str]) -> dict[str, Path]:
+    """Return the folder's artifacts by model name, where some `served`: see `artifact_name`.
+
+    Raises:
+        StartupError: see `artifact_paths`; two have one name.
+    """
     found: dict[str, Path] = {}
     for path in artifact_paths(folder):
-        name = artifact_name(path)
+        name = artifact_name(path, served)
         if found.setdefault(name, path) is not path:
             raise StartupError(f"{found[name]} and {path} are both called '{name}'; rename one")
     return found
@@ -218,9 +231,9 @@ def _is_whole(path: Path, version: str) -> bool:
     return artifact_version(path) == version
 
 
-def _find(folder: Path, name: str) -> Path:
+def _find(folder: Path, served: Mapping[Path, str], name: str) -> Path:
     try:
-        found = _names(folder)
+        found = _names(folder, served)
     except StartupError as error:
         raise ModelRefusedError(str(error)) from error
     if name not in found:

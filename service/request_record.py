@@ -15,7 +15,10 @@ class RequestRecord:
 
     request_id: str = ""
     began: float = field(default_factory=perf_counter)
-    began_ns: int = field(default_factory=time_ns)
+    # The same moment in nanoseconds since 1970.
+    began_ns: int = field(init=False)
+    # Seconds from then until its turn came (`deadlines.Door`); None: it did not come through the door.
+    door: float | None = None
     trace_id: str | None = None
     # Access: the name of the key, never the key.
     caller: str | None = None
@@ -28,6 +31,10 @@ class RequestRecord:
     texts: list[str] = field(default_factory=list)
     stages_began: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Look at the other clock."""
+        self.began_ns = time_ns() - int((perf_counter() - self.began) * 1e9)
 
     def read(self, usage: Usage) -> None:
         """Add what the model reads."""

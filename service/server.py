@@ -22,10 +22,11 @@ from prometheus_client import disable_created_metrics
 
 from service.app import create_app
 from service.connection import protocol
-from service.errors import CANNOT_START, ModelRefusedError, StartupError
+from service.errors import CANNOT_START, ModelRefusedError, StartupError, nearest
 from service.loading import load_models
 from service.logs import prepare
 from service.middleware import Lifecycle
+from service.models import Models
 from service.priority import goes_first
 from service.probes import Probes
 from service.reloading import Reloader
@@ -119,6 +120,7 @@ def serve(settings: Settings) -> int:
     with bind(settings.host, settings.port) as listener, bind_probes(settings) as probe_listener:
         began = perf_counter()
         models = load_models(settings.models_dir, settings.threads, settings.default_models)
+        warn_of_unknown_defaults(settings, models)
         app = create_app(settings, models)
         engines = {(model.details.get("isa"), model.details.get("threads")) for model in models.serving.values()}
         greeting = (
@@ -130,6 +132,15 @@ def serve(settings: Settings) -> int:
         )
         with Probes(probe_listener, app.state.health) as probes:
             return _run(app, listener, probes, settings, greeting)
+
+
+def warn_of_unknown_defaults(settings: Settings, models: Models) -> None:
+    """Log the names that somebody set as default models and no artifact has: others answer in their place."""
+    known = sorted({*models.serving, *models.failures})
+    for name in settings.default_models if "default_models" in settings.model_fields_set else ():
+        if name not in known:
+            message = "SPARSELANE_DEFAULT_MODELS has %r, which is no model in %s%s"
+            log.warning(message, name, settings.models_dir, nearest(name, known))
 
 
 def _stop_loading(_signal: int, _frame: FrameType | None) -> None:

@@ -58,7 +58,11 @@ class Settings(BaseModel):
     max_text_chars: Annotated[int, Field(ge=1, description="longest text, in code points")] = 100_000
     # Uploads of the largest body over a slow line, and no more: whoever takes longer holds memory for nothing.
     read_seconds: Annotated[
-        float, Field(gt=0, description="longest time for a client to send head or body; then 408")
+        float,
+        Field(
+            gt=0,
+            description="longest time for a client to send head or body, then 408; or to read nothing of an answer",
+        ),
     ] = 30
     # Shorter than the drain, so that a stop cuts nothing; longer than anybody looks at a page that does not come.
     request_timeout_ms: Annotated[

@@ -24,6 +24,8 @@ Int64s = NDArray[np.int64]
 
 INTEGERS: Final[Mapping[str, str]] = {"INT64": "<i8", "INT32": "<i4"}
 LENGTH: Final = struct.Struct("<I")
+# Inputs, or outputs, that a request may name: more than any model has, and few to check.
+MOST_TENSORS: Final = 16
 
 ParameterValues = Annotated[
     dict[str, Any] | None, Field(json_schema_extra={"additionalProperties": {"type": ["string", "number", "boolean"]}})
@@ -54,8 +56,8 @@ class InferRequest(Strict):
 
     id: Text | None = None
     parameters: ParameterValues = None
-    inputs: Annotated[list[InputTensor], FailFast()]
-    outputs: Annotated[list[OutputRequest] | None, FailFast()] = None
+    inputs: Annotated[list[InputTensor], FailFast(), Field(max_length=MOST_TENSORS)]
+    outputs: Annotated[list[OutputRequest] | None, FailFast(), Field(max_length=MOST_TENSORS)] = None
 
 
 class OutputTensor(Output):
@@ -166,6 +168,9 @@ def texts(tensor: InputTensor, pointer: str, part: bytes | None) -> list[str]:
     result: list[str] = []
     used = 0
     while used < len(part):
+        if len(result) == tensor.shape[0]:
+            message = f"there are more elements than the {len(result)} of the shape {shown(tensor.shape)}"
+            raise InvalidRequestError.at(f"{pointer}/data", message, limit=len(result))
         start = used + LENGTH.size
         used = start + LENGTH.unpack_from(part, used)[0] if start <= len(part) else start
         if used > len(part):

@@ -95,6 +95,10 @@ class Tracing:
         span.set_attributes({**attributes, **named})
         if attributes["http.response.status_code"] >= 500:
             span.set_status(StatusCode.ERROR)
+        if record.door is not None:
+            self._tracer.start_span("door", set_span_in_context(span), start_time=record.began_ns).end(
+                record.began_ns + _ns(record.door)
+            )
         at = record.began_ns + _ns(record.stages_began - record.began)
         for stage, stage_seconds in record.stages.items():
             child = self._tracer.start_span(stage, set_span_in_context(span), start_time=at)

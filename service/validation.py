@@ -52,6 +52,11 @@ def read_json(body: bytes) -> Any:
         raise MalformedBodyError.at("", f"the body is no JSON that can be read: {shown(str(error))}") from None
 
 
+def unchecked(body: object, field: str) -> object:
+    """Return a field of a body that nobody has looked at; None where there is none."""
+    return body.get(field) if isinstance(body, dict) else None
+
+
 def checked(validate: Callable[[Any], Checked], value: object, *location: str | int) -> Checked:
     """Return `validate(value)`; where pydantic refuses it, raise InvalidRequestError at `location` of the body."""
     try:

@@ -29,7 +29,7 @@ const TEXT_LABELS = {
   "text-classification": "Text to classify",
   "token-classification": "Text to search for names",
 };
-const STAGES = { queue: "wait", tokenize: "tokens", infer: "model", post: "answer", rest: "network and browser" };
+const STAGES = { door: "turn", queue: "wait", tokenize: "tokens", infer: "model", post: "answer", rest: "network and browser" };
 const METRICS = { f1: "F1", entity_f1: "entity F1", accuracy: "accuracy" };
 const HUES = 8;
 
@@ -69,7 +69,7 @@ function showModels() {
   const before = $("model").value;
   $("model").replaceChildren(...able.map((model) => make("option", { value: model.name }, model.name)));
   if (able.some((model) => model.name === before)) $("model").value = before;
-  else $("model").value = able.find((model) => model.default)?.name ?? "";
+  else $("model").value = (able.find((model) => model.default) ?? able[0])?.name ?? "";
   $("about").hidden = !able.length;
   showFacts();
 }

@@ -77,7 +77,7 @@ def test_every_route_needs_a_key_but_probes_metrics_and_the_reference(tmp_path: 
             return {(method, path): (await http.request(method, path)).status_code for method, path in routes}
 
     for (method, path), status in asyncio.run(story()).items():
-        free = method == "GET" and (path in OPEN or path.startswith(("/page/", "/docs/", "/v2/health/")))
+        free = method in ("GET", "HEAD") and (path in OPEN or path.startswith(("/page/", "/docs/", "/v2/health/")))
         assert (status == 401) != free, (method, path, status)
 
 

@@ -84,7 +84,8 @@ BAD: list[tuple[str, Any, int, str | None, str, str | None, str | None]] = [
         "'average' or 'refuse'",
     ),
     (CLS, {"inputs": ["a", 7]}, 422, "/inputs/1", "string", "7", None),
-    (CLS, {"inputs": [7] * 100_000}, 422, "/inputs/0", "string", "7", None),
+    (CLS, {"inputs": [7] * 4}, 422, "/inputs/0", "string", "7", None),
+    (CLS, {"inputs": [7] * 100_000}, 413, "/inputs", "100000 inputs", "100000", "4"),
     (CLS, {"inputs": None}, 422, "/inputs", "string", "null", None),
     (
         CLS,
@@ -244,6 +245,24 @@ def test_unknown_paths_and_methods_have_problem_bodies_too(models: dict[str, tup
     assert missing.headers["content-type"] == method.headers["content-type"] == "application/problem+json"
 
 
+def test_whatever_get_may_ask_head_may_too(models: dict[str, tuple[Model, Formula]]) -> None:
+    async def conversation(http: httpx.AsyncClient) -> None:
+        document = (await http.get("/openapi.json")).json()
+        paths = [path.replace("{name}", "text").replace("{version}", "1") for path in document["paths"]]
+        asked = [path for path, methods in zip(paths, document["paths"].values(), strict=True) if "get" in methods]
+        assert len(asked) > 10
+        for path in (*asked, "/", "/docs", "/v2/", "/openapi.json", "/models/nobody"):
+            whole, head = await http.get(path), await http.head(path)
+            assert (head.status_code, head.content) == (whole.status_code, b""), path
+            assert head.headers["content-type"] == whole.headers["content-type"]
+            if path != "/metrics":  # whose numbers change
+                assert head.headers["content-length"] == whole.headers["content-length"], path
+        assert not [methods for methods in document["paths"].values() if "head" in methods]
+        assert (await http.head(f"/v1/{CLS}")).status_code == 405
+
+    fake.talk([models[CLS][0]], conversation)
+
+
 def test_a_task_without_a_model_says_so(models: dict[str, tuple[Model, Formula]]) -> None:
     response = post({CLS: models[CLS]}, NER, {"inputs": "a"})
     assert response.status_code == 404
@@ -368,6 +387,25 @@ def test_a_full_queue_is_a_503_with_retry_after_and_later_it_works(models: dict[
         assert 'sparselane_requests_total{model="text",outcome="overloaded",task="text-classification"} 1.0' in page
 
     fake.talk([model], conversation, max_queue_tokens=70)
+
+
+def test_what_can_never_fit_is_a_413_under_load_too(models: dict[str, tuple[Model, Formula]]) -> None:
+    model, formula = models[CLS]
+
+    async def conversation(http: httpx.AsyncClient) -> None:
+        formula.gate.clear()
+        asked = asyncio.ensure_future(http.post(f"/v1/{CLS}", json={"inputs": "a"}))
+        await fake.wait_until(formula.started.is_set)
+        refused = await http.post(f"/v1/{CLS}", json={"inputs": ["film " * 200] * 3})
+        assert (refused.status_code, "retry-after" in refused.headers) == (413, False), refused.text
+        assert "tokens are more than the 300 that this server holds" in refused.json()["detail"]
+        # What only seems too large is answered.
+        blank = asyncio.ensure_future(http.post(f"/v1/{CLS}", json={"inputs": "a" + " " * 5000}))
+        await fake.wait_until(lambda: b"queue_tokens 6.0" in http.app.state.health.page())  # type: ignore[attr-defined]
+        formula.gate.set()
+        assert [response.status_code for response in await asyncio.gather(asked, blank)] == [200, 200]
+
+    fake.talk([model], conversation, max_queue_tokens=300)
 
 
 def test_a_client_that_leaves_takes_its_queued_work_with_it(models: dict[str, tuple[Model, Formula]]) -> None:

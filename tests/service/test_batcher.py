@@ -5,12 +5,12 @@ from collections.abc import Coroutine
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pytest
 
+from service import batcher, front
 from service.batcher import Batcher, Inferred
 from service.call import Lane, current, read_call, working_for
 from service.cost import Cost
@@ -224,21 +224,28 @@ def test_the_time_to_retry_follows_the_speed_that_was_measured(tmp_path: Path) -
     run(story())
 
 
-def test_who_would_be_late_is_refused_and_who_is_late_is_dropped_where_others_wait(tmp_path: Path) -> None:
+def test_who_would_be_late_is_refused_and_who_is_late_is_dropped_where_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    for module in (batcher, front):
+        monkeypatch.setattr(module, "perf_counter", lambda: now[0])
+
     async def story() -> None:
         bench = Bench(tmp_path, max_batch_tokens=1000, max_queue_tokens=100_000)
         bench.ner = replace(bench.ner, cost=Cost(0.0, 1e-3, 0.0))
         first = await bench.busy()
         others = [bench.ask(bench.ner, 10) for _ in range(300)]
-        await asyncio.sleep(0.3)  # much more than the 4 x 10 ms for which a newcomer could overtake them
-        with working_for(read_call({"x-request-timeout-ms": "3000"}, 1, perf_counter())):
+        await asyncio.sleep(0)
+        now[0] += 0.3  # much more than the 4 x 10 ms for which a newcomer could overtake them
+        with working_for(read_call({"x-request-timeout-ms": "3000"}, 1, now[0])):
             with pytest.raises(OverloadedError, match=r"may need 3\.\d s, and has 3\.0 s"):
                 bench.batcher.check_wait(current(), 0.0)
             with pytest.raises(OverloadedError, match=r"may need [45]\.\d s"):
                 await bench.ask(bench.ner, 5)
             with pytest.raises(OverloadedError, match=r"may need 5\.\d s"), bench.batcher.reading(bench.ner, 6000):
                 pass
-        with working_for(read_call({"x-request-timeout-ms": "9000"}, 1, perf_counter())):
+        with working_for(read_call({"x-request-timeout-ms": "9000"}, 1, now[0])):
             bench.batcher.check_wait(current(), 0.0)
             late = bench.ask(bench.ner, 5)
         await asyncio.sleep(0)
@@ -263,12 +270,28 @@ def test_texts_that_are_read_take_room_in_the_queue(tmp_path: Path) -> None:
             with pytest.raises(OverloadedError), bench.batcher.reading(bench.ner, 300):
                 pass
         assert bench.batcher.waiting_tokens == 10
-        with pytest.raises(OverloadedError), bench.batcher.reading(bench.ner, 10**9):  # at most the whole queue
-            pass
         bench.release()
         await first
-        with bench.batcher.reading(bench.ner, 10**9):
+        with bench.batcher.reading(bench.ner, 599):  # the whole queue
             assert bench.batcher.waiting_tokens == 100
+        await bench.batcher.close()
+
+    run(story())
+
+
+def test_what_seems_too_large_is_read_under_load_too_but_alone_and_takes_no_room(tmp_path: Path) -> None:
+    async def story() -> None:
+        bench = Bench(tmp_path)
+        first = await bench.busy()
+        for _ in range(2):
+            with bench.batcher.reading(bench.ner, 600):
+                assert bench.batcher.waiting_tokens == 10
+                with pytest.raises(OverloadedError, match="as large as this"), bench.batcher.reading(bench.ner, 10**9):
+                    pass
+                with bench.batcher.reading(bench.ner, 300):  # others have the whole queue
+                    assert bench.batcher.waiting_tokens == 10 + 51
+        bench.release()
+        await first
         await bench.batcher.close()
 
     run(story())

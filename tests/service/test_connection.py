@@ -13,6 +13,7 @@ from service.connection import MAX_HEAD_BYTES
 from tests.service import artifacts
 from tests.service.artifacts import CLS
 from tests.service.test_server import Process, running
+from tests.waiting import until
 
 SECONDS = 0.6
 BODY = b'{"inputs": "a good film"}'
@@ -230,8 +231,7 @@ def test_a_half_closed_connection_is_a_client_that_left(client: socket.socket, s
     client.sendall(HEAD + b"content-length: 1000\r\n\r\n" + BODY)
     client.shutdown(socket.SHUT_WR)
     assert answers(client) == []
-    while server.metric(counted) == before:
-        time.sleep(0.01)
+    until(lambda: server.metric(counted) > before)
 
 
 def test_two_hundred_connections_that_send_a_part_leave_nothing_behind(server: Process) -> None:

@@ -54,6 +54,8 @@ def test_a_question_has_one_answer(models: dict[str, tuple[Model, Formula]], pat
     typed = ask(models, f"/v1/{QA}", {"inputs": ASKED})[1]["results"][0][0]
     assert (status, answer) == (200, typed)
     assert list(answer) == ["score", "answer", "start", "end"]
+    for sample in ("7", None):  # DeepSparse's own schema has it, and no answer did
+        assert ask(models, path, {**ASKED, "id": sample}) == (200, answer)
 
 
 @pytest.mark.parametrize("path", ["/v2/models/text/infer", "/predict", "/predict/text"])
@@ -121,6 +123,7 @@ BAD: list[tuple[str, Any, int, str, str]] = [
     (INFER.format("question"), {**ASKED, "context": 1}, 422, "/context", "string"),
     (INFER.format("question"), {**ASKED, "question": " "}, 422, "/question", "no words"),
     (INFER.format("question"), {**ASKED, "top_k": 1}, 422, "/top_k", "no such field"),
+    (INFER.format("question"), {**ASKED, "id": 1}, 422, "/id", "string"),
     (INFER.format("question"), {**ASKED, "context": "a" * 101}, 413, "/context", "101 characters"),
     (INFER.format("question"), {"sequences": "a"}, 422, "/sequences", "known: question, context"),
     (INFER.format("text"), {"sequences": " "}, 422, "/sequences", "no words"),
@@ -131,7 +134,10 @@ BAD: list[tuple[str, Any, int, str, str]] = [
     (INFER.format("text"), {"sequences": [["a"], []]}, 422, "/sequences/1", "one text, or two"),
     (INFER.format("text"), {"sequences": [["a", "b"]]}, 422, "/sequences/0", "single texts"),
     (INFER.format("text"), {"sequences": ["a"] * 5}, 413, "/sequences", "5 inputs"),
+    (INFER.format("text"), {"sequences": [7] * 5}, 413, "/sequences", "5 inputs"),
     (INFER.format("token"), {"inputs": ["a"] * 5}, 413, "/inputs", "5 inputs"),
+    ("/predict/token", {"inputs": [7] * 5, "is_split_into_words": False}, 413, "/inputs", "5 inputs"),
+    ("/predict/token", {"inputs": [*"abcde", 7], "is_split_into_words": True}, 422, "/inputs/5", "string"),
     (INFER.format("token"), {"inputs": ["a", "b" * 101]}, 413, "/inputs/1", "101 characters"),
     (INFER.format("token"), {"inputs": ["b" * 101], "is_split_into_words": True}, 413, "/inputs", "101 characters"),
     (INFER.format("tokn"), {"inputs": "a"}, 404, "", "did you mean 'token'?"),

@@ -53,6 +53,11 @@ def test_the_body_has_the_members_of_rfc_9457_and_the_ones_other_clients_read() 
     }
 
 
+def test_of_a_long_name_only_the_beginning_is_compared() -> None:
+    known = "a" * SHOWN_CHARACTERS
+    assert did_you_mean(known + "b" * 2_000_000, [known]) == f"; did you mean '{known}'?"
+
+
 def test_names_nearby_are_suggested() -> None:
     assert did_you_mean("top_kk", ["top_k", "stride"]) == "; did you mean 'top_k'?"
     assert did_you_mean("zzz", ["top_k"]) == ""

@@ -1,5 +1,6 @@
 """The time outside of the engine is predicted from how many are there and how fast they leave."""
 
+import asyncio
 from contextlib import ExitStack
 from functools import partial
 
@@ -122,19 +123,46 @@ def test_those_in_the_engine_are_not_counted_and_a_few_are_always_let_in() -> No
 def test_a_crowd_is_let_in_a_few_at_a_time_in_its_order() -> None:
     one = Front()
     begun: list[int] = []
-    for number in range(AT_ONCE + 3):
-        one.come(partial(begun.append, number))
-    assert begun == list(range(AT_ONCE))
-    assert one.seconds_at_the_door == pytest.approx(one.seconds * (AT_ONCE + 3) / AT_ONCE)
-    with one.begun():
-        assert len(begun) == AT_ONCE
-        with one.elsewhere():
-            assert begun == list(range(AT_ONCE + 1)), "its place is free while the engine has it"
-        assert len(begun) == AT_ONCE + 1, "it comes back whoever is there"
-    assert len(begun) == AT_ONCE + 1
-    with one.begun():
-        pass
-    assert begun == list(range(AT_ONCE + 2))
+
+    async def story() -> None:
+        for number in range(AT_ONCE + 3):
+            one.come(partial(begun.append, number), partial(begun.append, -1), 600)
+        assert begun == list(range(AT_ONCE))
+        assert one.seconds_at_the_door == pytest.approx(one.seconds * (AT_ONCE + 3) / AT_ONCE)
+        assert one.at_the_door == AT_ONCE + 3
+        with one.begun():
+            assert len(begun) == AT_ONCE
+            assert one.at_the_door == AT_ONCE + 2
+            with one.elsewhere():
+                assert begun == list(range(AT_ONCE + 1)), "its place is free while the engine has it"
+            assert len(begun) == AT_ONCE + 1, "it comes back whoever is there"
+        assert len(begun) == AT_ONCE + 1
+        with one.begun():
+            pass
+        assert begun == list(range(AT_ONCE + 2))
+
+    asyncio.run(story())
+
+
+def test_who_waits_too_long_is_told_so_and_not_let_in() -> None:
+    one = Front()
+    seen: list[str] = []
+
+    async def story() -> None:
+        with ExitStack() as stack:
+            for _ in range(AT_ONCE):
+                stack.enter_context(one.here())
+            late = asyncio.Event()
+            one.come(partial(seen.append, "first"), partial(seen.append, "first is late"), 600)
+            one.come(partial(seen.append, "second"), late.set, 0.01)
+            one.come(partial(seen.append, "last"), partial(seen.append, "last is late"), 600)
+            await asyncio.wait_for(late.wait(), 30)
+            assert (seen, one.at_the_door) == ([], 2)
+            timers = list(one._waiting.values())
+        assert seen == ["first", "last"]
+        assert [timer.cancelled() for timer in timers] == [True, True]
+
+    asyncio.run(story())
 
 
 def test_what_did_not_come_through_the_door_is_not_counted_when_it_leaves() -> None:

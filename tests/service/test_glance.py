@@ -328,7 +328,7 @@ def test_an_idle_connection_is_closed_by_its_last_refusal(
         original = protocol(0, None).connection_made  # type: ignore[arg-type]
 
         def noted(self: Any, transport: Any) -> None:
-            self.timeout_keep_alive = 1
+            self.timeout_keep_alive = 100
             made.append(self)
             original(self, transport)
 
@@ -340,9 +340,10 @@ def test_an_idle_connection_is_closed_by_its_last_refusal(
             for _ in range(3):
                 writer.write(request())
                 assert (await answer(reader))[0] == 503
-                await asyncio.sleep(0.4)
+                await fake.jump(40)
             (connection,) = made
-            assert not connection.transport.is_closing(), "1 s after its first answer, not after its last"
+            assert not connection.transport.is_closing(), "100 s after its first answer, not after its last"
+            await fake.jump(70)
             async with asyncio.timeout(30):
                 assert await reader.read() == b""
 

@@ -48,6 +48,32 @@ def test_preferred_models_go_before_the_first_by_name_while_they_serve(tmp_path:
     assert models.find(CLS, None).name == "b-model"
 
 
+def test_no_other_model_answers_for_a_preferred_one_that_is_damaged(tmp_path: Path) -> None:
+    artifacts.write_all(tmp_path)
+    artifacts.write(tmp_path, CLS, name="intent")
+    weights = tmp_path / "sentiment" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    models = load_models(tmp_path, 1, ("sentiment",))
+    with pytest.raises(
+        UnknownModelError,
+        match=r"the default for text-classification, sentiment, does not serve; name one: intent "
+        r"\(failed to load: sentiment\)",
+    ):
+        models.find(CLS, None)
+    assert models.default(CLS) is None
+    assert models.find(CLS, "intent").name == "intent"
+    assert models.find(QA, None).name == "qa"
+    # One that was asked for next is no stranger.
+    assert load_models(tmp_path, 1, ("sentiment", "intent")).find(CLS, None).name == "intent"
+
+
+def test_the_only_model_of_a_task_answers_where_no_preferred_one_is_of_it(tmp_path: Path) -> None:
+    artifacts.write(tmp_path, CLS, name="own")
+    artifacts.write(tmp_path, NER)
+    (tmp_path / "ner" / "model.safetensors").unlink()
+    assert load_models(tmp_path, 1, ("sentiment", "ner")).find(CLS, None).name == "own"
+
+
 @pytest.mark.parametrize("task", [QA, CLS, NER])
 def test_a_model_that_does_not_give_its_golden_answer_does_not_serve(tmp_path: Path, task: str) -> None:
     wrong: dict[str, Any] = {

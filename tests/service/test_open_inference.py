@@ -98,14 +98,20 @@ def test_a_model_that_failed_is_listed_and_not_ready(models: dict[str, tuple[Mod
     model = models[CLS][0]
 
     async def story() -> None:
-        async with fake.client(Models({model.name: model}, {"qa": "ChecksumError: x"}), fake.settings()) as http:
+        refused = {"new": "GoldenError: y", model.name: "the former version goes on"}
+        served = Models({model.name: model}, {"qa": "ChecksumError: x"}, refused)
+        async with fake.client(served, fake.settings()) as http:
             assert (await http.post("/v2/repository/index")).json() == [
+                {"name": "new", "version": "1", "state": "UNAVAILABLE", "reason": "GoldenError: y"},
                 {"name": "qa", "version": "1", "state": "UNAVAILABLE", "reason": "ChecksumError: x"},
                 {"name": "text", "version": "1", "state": "READY", "reason": ""},
             ]
             for path in ("/v2/health/ready", "/v2/models/qa/ready"):
                 response = await http.get(path)
                 assert (response.status_code, response.json()["error"]) == (503, "qa: ChecksumError: x")
+            response = await http.get("/v2/models/new/ready")
+            assert (response.status_code, response.json()["error"]) == (503, "new: GoldenError: y")
+            assert (await http.get("/v2/models/nobody/ready")).status_code == 404
             assert (await http.get("/v2/models/text/ready")).status_code == 200
             assert (await http.get("/v2/health/live")).status_code == 200
 
@@ -220,7 +226,7 @@ def test_binary_outputs_only_where_asked_for(models: dict[str, tuple[Model, Form
     assert sizes(outputs=[{**label, "parameters": {"binary_data": True}}, score]) == {"label": True, "score": False}
     asked = [{**label, "parameters": {"binary_data": False}}, score]
     assert sizes(outputs=asked, parameters=everything) == {"label": False, "score": True}
-    assert sizes(outputs=[]) == {}
+    assert sizes(outputs=[]) == sizes()
 
 
 # Model, body, status, pointer, something of the message.
@@ -248,6 +254,19 @@ BAD: list[tuple[str, Any, int, str, str]] = [
     ("text", {"inputs": [texts("text", *"abcde")]}, 413, "/inputs/0/shape", "5 inputs"),
     ("text", {"inputs": [texts("text", "a" * 101)]}, 413, "/inputs/0/data/0", "101 characters"),
     ("text", {"inputs": [tokens("input_ids", [[2, 3]] * 5)]}, 413, "/inputs/0/shape", "5 inputs"),
+    # Nothing is read of too many, nor of more tensors than any model has.
+    ("text", {"inputs": [texts("text", *"abcd", 7)]}, 413, "/inputs/0/shape", "5 inputs"),
+    ("text", {"inputs": [{**IDS, "shape": [5, 2]}]}, 413, "/inputs/0/shape", "5 inputs"),
+    (
+        "text",
+        {"inputs": [IDS, {**tokens("attention_mask", [["x"]]), "shape": [5, 1]}]},
+        413,
+        "/inputs/1/shape",
+        "5 inputs",
+    ),
+    ("text", {"inputs": [{**IDS, "shape": []}]}, 422, "/inputs/0/shape", "[n, length]"),
+    ("text", {"inputs": [texts("text", "a")] * 17}, 422, "/inputs", "at most 16"),
+    ("text", {**GOOD, "outputs": [{"name": "label"}] * 17}, 422, "/outputs", "at most 16"),
     ("text", {**GOOD, "outputs": [{"name": "lable"}]}, 422, "/outputs/0/name", "did you mean 'label'?"),
     ("text", {**GOOD, "outputs": [{"name": "logits"}]}, 422, "/outputs/0/name", "no such output"),
     ("text", {**GOOD, "outputs": [{"name": "label"}] * 2}, 422, "/outputs/1/name", "twice"),

@@ -20,6 +20,7 @@ from service.keys import new_key
 from tests.service import artifacts
 from tests.service.artifacts import CLS, NER
 from tests.service.test_server import Process, running
+from tests.waiting import until
 
 LONG = "john and mary was in london. who was the good film? " * 20
 
@@ -104,8 +105,7 @@ def test_reloads_under_load_lose_and_mix_nothing(operated: Operated, tmp_path: P
                     assert operated.http.post("/admin/models/ner/reload").status_code == 200
                     continue
                 operated.process.process.send_signal(signal.SIGHUP)
-                while operated.version("ner") == before:
-                    sleep(0.01)
+                until(lambda old=before: operated.version("ner") != old)
         finally:
             done.set()
         seen = [answer for one in asked for answer in one.result()]

@@ -5,7 +5,6 @@ import signal
 import sys
 from collections import Counter
 from pathlib import Path
-from time import sleep
 
 import pytest
 
@@ -14,6 +13,7 @@ from service.priority import MOST, NICENESS
 from tests.service import artifacts
 from tests.service.artifacts import CLS
 from tests.service.test_server import COMMAND, Process, running
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere niceness belongs to processes")
 # One more than the caller's, where there are CPUs: the engine has a thread of its own then.
@@ -40,6 +40,5 @@ def test_all_threads_but_the_probes_come_last(tmp_path: Path) -> None:
             if name == "sentiment":
                 artifacts.write(tmp_path, CLS, name="another")
                 server.process.send_signal(signal.SIGHUP)
-                while 'sparselane_model_ready{model="another"} 1.0' not in server.probe("/metrics")[1]:
-                    sleep(0.1)
+                until(lambda: 'sparselane_model_ready{model="another"} 1.0' in server.probe("/metrics")[1])
         assert server.stop() == 0

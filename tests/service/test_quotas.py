@@ -12,7 +12,7 @@ from huggingface_hub.utils import parse_ratelimit_headers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import pipeline
+from service import pipeline, quotas
 from service.errors import OverloadedError, QuotaExceededError, TooLargeError
 from service.keys import new_key
 from service.quotas import WINDOW_SECONDS, Bucket, charged
@@ -108,15 +108,18 @@ async def ask(http: httpx.AsyncClient, words: int) -> httpx.Response:
     return await http.post(f"/v1/{CLS}", json={"inputs": "a " * words})
 
 
-def test_what_is_too_late_costs_nothing(tmp_path: Path) -> None:
+def test_what_is_too_late_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(http: httpx.AsyncClient, formula: fake.Formula) -> None:
         formula.gate.clear()
         late = asyncio.ensure_future(
-            http.post(f"/v1/{CLS}", json={"inputs": "a " * 16}, headers={"x-request-timeout-ms": "200"})
+            http.post(f"/v1/{CLS}", json={"inputs": "a " * 16}, headers={"x-request-timeout-ms": "300000"})
         )
-        await fake.wait_until(late.done)
+        await fake.wait_until(formula.started.is_set)
+        with monkeypatch.context() as patch:
+            patch.setattr(quotas, "perf_counter", lambda: perf_counter() + 400)
+            await fake.jump(400)
+            assert (await late).status_code == 504
         formula.gate.set()
-        assert late.result().status_code == 504
         assert (await ask(http, 16)).status_code == 200, "the quota is enough for one"
 
     talk(tmp_path, 20, conversation)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.service import artifacts
 from tests.service.artifacts import CLS
 from tests.service.test_cli import run
 from tests.service.test_server import ROOT, environment
+from tests.waiting import until
 
 SHARDS, ROWS = 6, 200
 DRIVER = """
@@ -82,11 +82,11 @@ def start(model: Path, corpus: Path, answers: Path, sessions: Path) -> "subproce
 
 
 def wait_for_rows(process: "subprocess.Popen[str]", answers: Path, count: int) -> None:
-    end = time.monotonic() + 300
-    while rows(answers) < count:
+    def enough() -> bool:
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.01)
+        return rows(answers) >= count
+
+    until(enough, 300)
 
 
 def workers(answers: Path) -> list[int]:
@@ -111,8 +111,7 @@ def test_a_killed_worker_and_a_killed_driver_leave_the_same_bytes(
         os.kill(workers(answers)[0], signal.SIGKILL)
         wait_for_rows(process, answers, 200)
         process.send_signal(signal.SIGKILL)
-    while workers(answers):  # Ray ends them a moment after their driver; until then they hold their part files
-        time.sleep(0.1)
+    until(lambda: not workers(answers))  # Ray ends them a moment after their driver; until then they hold part files
     assert answered(answers) != wanted
     with start(model, corpus, answers, sessions) as process:
         out, _ = process.communicate(timeout=300)

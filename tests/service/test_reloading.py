@@ -5,7 +5,7 @@ import gc
 import logging
 import shutil
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def tell(folder: Path, story: Story) -> None:
+def tell(folder: Path, story: Story, preferred: Sequence[str] = ()) -> None:
     """Run `story` with an admin's client of an app that serves the folder."""
     secret, entry = new_key("ops", "admin")
     keys_file = folder.parent / "keys.toml"
@@ -38,7 +38,7 @@ def tell(folder: Path, story: Story) -> None:
 
     async def run() -> None:
         limits = fake.settings(models_dir=folder, threads=1, keys_file=keys_file)
-        async with fake.client(load_models(folder, 1), limits) as http:
+        async with fake.client(load_models(folder, 1, preferred), limits) as http:
             http.headers["x-api-key"] = secret
             await story(http)
 
@@ -228,6 +228,121 @@ def test_a_reload_of_everything_follows_the_folder(folder: Path) -> None:
         assert len(await listed(http)) == 3
 
     tell(folder, story)
+
+
+def test_a_folder_with_a_torn_manifest_stands_for_the_model_that_it_served(folder: Path) -> None:
+    path = (folder / "sentiment").rename(folder / "my-folder")
+
+    async def story(http: httpx.AsyncClient) -> None:
+        before = (await http.post(f"/v1/{CLS}", json=TEXT)).json()
+        whole = (path / "manifest.json").read_text()
+        (path / "manifest.json").write_text(whole[:100])
+        for call in ("reload", "models/sentiment/reload", "models/sentiment/load"):
+            status, body = await admin(http, call)
+            assert status == 409 and "model sentiment is refused: ManifestSyntaxError" in body["detail"]
+            assert "the former version goes on" in body["detail"]
+        assert {name: model["state"] for name, model in (await listed(http)).items()} == {
+            "ner": "serving",
+            "sentiment": "serving",
+        }
+        assert (await http.post(f"/v1/{CLS}", json=TEXT)).json() == before
+        (path / "manifest.json").write_text(whole)
+        changes = (await admin(http, "reload"))[1]["models"]
+        assert {change["state"] for change in changes} == {"unchanged"}
+        assert (await listed(http))["sentiment"]["why"] is None
+        # A model that moved is remembered where it is now.
+        moved = path.rename(folder / "moved")
+        assert (await admin(http, "reload"))[0] == 200
+        (moved / "manifest.json").write_text("{")
+        assert (await admin(http, "reload"))[0] == 409
+        assert (await http.post(f"/v1/{CLS}", json=TEXT)).json() == before
+
+    tell(folder, story)
+
+
+@pytest.mark.parametrize("stays", ["first", "sentiment"])
+def test_of_two_artifacts_of_one_name_one_is_taken_away(folder: Path, stays: str) -> None:
+    shutil.copytree(folder / "sentiment", folder / "first")
+
+    async def story(http: httpx.AsyncClient) -> None:
+        ready = 'sparselane_model_ready{model="sentiment"}'
+        assert "is called 'sentiment' too" in (await http.get("/readyz")).json()["detail"]
+        assert await metric(http, ready) == 0
+        shutil.rmtree(folder / ({"first", "sentiment"} - {stays}).pop())
+        assert (await admin(http, "reload"))[0] == 200
+        assert (await http.get("/readyz")).status_code == 200
+        assert await metric(http, ready) == 1
+        assert (await listed(http))["sentiment"]["why"] is None
+
+    tell(folder, story)
+
+
+def test_a_mended_folder_takes_no_model_with_it_that_has_its_name(folder: Path) -> None:
+    (folder / "ner").rename(folder / "x")
+    (folder / "ner").mkdir()
+    (folder / "ner" / "manifest.json").write_text("{")
+    artifacts.write(folder.parent, CLS, name="other")
+
+    async def story(http: httpx.AsyncClient) -> None:
+        counted = 'sparselane_requests_total{model="ner",outcome="ok",task="' + NER + '"}'
+        assert (await http.get("/readyz")).status_code == 503
+        assert (await http.post(f"/v1/{NER}", json=TEXT)).status_code == 200
+        shutil.rmtree(folder / "ner")
+        (folder.parent / "other").rename(folder / "ner")
+        assert (await admin(http, "models/other/load"))[0] == 200
+        assert (await http.get("/readyz")).json()["models"] == ["ner", "other", "sentiment"]
+        assert (await http.post(f"/v1/{NER}", json=TEXT)).status_code == 200
+        assert await metric(http, counted) == 2
+        assert await metric(http, 'sparselane_model_ready{model="ner"}') == 1
+
+    tell(folder, story)
+
+
+def test_a_name_that_stood_for_a_mended_folder_is_forgotten(folder: Path) -> None:
+    (folder / "ner").rename(folder / "x")
+    whole = (folder / "x" / "manifest.json").read_text()
+    (folder / "x" / "manifest.json").write_text("{")
+
+    async def story(http: httpx.AsyncClient) -> None:
+        assert await metric(http, 'sparselane_model_ready{model="x"}') == 0
+        (folder / "x" / "manifest.json").write_text(whole)
+        assert (await admin(http, "models/ner/load"))[0] == 200
+        assert (await http.get("/readyz")).json()["models"] == ["ner", "sentiment"]
+        assert await metric(http, 'sparselane_model_ready{model="x"}') is None
+
+    tell(folder, story)
+
+
+def test_no_other_model_answers_for_a_default_that_is_away(folder: Path) -> None:
+    artifacts.write(folder, CLS, name="intent")
+
+    async def story(http: httpx.AsyncClient) -> None:
+        async def answering() -> str:
+            answer = await http.post(f"/v1/{CLS}", json=TEXT)
+            assert answer.status_code in (200, 404)
+            defaults = [m["name"] for m in (await http.get("/v1/models")).json()["models"] if m["default"]]
+            if answer.status_code == 200:
+                assert answer.json()["model"] in defaults
+                return str(answer.json()["model"])
+            assert defaults == ["ner"]
+            return str(answer.json()["detail"])
+
+        away = "the default for text-classification, sentiment, does not serve; name one: intent"
+        assert await answering() == "sentiment"
+        assert (await admin(http, "models/sentiment/unload"))[0] == 200
+        assert await answering() == away
+        assert (await http.post(f"/v1/{CLS}", json={**TEXT, "model": "intent"})).status_code == 200
+        assert (await admin(http, "models/sentiment/load"))[0] == 200
+        assert await answering() == "sentiment"
+        # Between the two renames of a swap.
+        (folder / "sentiment").rename(folder.parent / "old")
+        assert (await admin(http, "reload"))[0] == 200
+        assert await answering() == away
+        (folder.parent / "old").rename(folder / "sentiment")
+        assert (await admin(http, "reload"))[0] == 200
+        assert await answering() == "sentiment"
+
+    tell(folder, story, ["sentiment"])
 
 
 def test_a_reload_reads_the_keys_again_too(folder: Path) -> None:

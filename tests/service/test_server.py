@@ -14,17 +14,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from time import sleep
 from typing import Any
 
 import numpy as np
 import pytest
 
 from service.errors import StartupError
-from service.server import CUT_OFF, bind_probes
+from service.models import Models
+from service.server import CUT_OFF, bind_probes, warn_of_unknown_defaults
 from service.settings import Settings, load_settings
 from tests.service import artifacts
 from tests.service.artifacts import CLS, NER, QA
+from tests.waiting import until
 
 COMMAND = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--threads", "1"]
 ROOT = Path(__file__).parents[2]
@@ -183,14 +184,23 @@ def test_sigterm_finishes_everything_that_was_accepted_and_exits_0(folder: Path)
     with running(folder, **limits, SPARSELANE_NOTICE_SECONDS="2", SPARSELANE_DRAIN_SECONDS="600") as server:
         with ThreadPoolExecutor(25) as clients:
             asked = [clients.submit(server.ask, "POST", f"/v1/{task}", body, **PATIENT) for task, body in bodies]
-            while server.metric("sparselane_queue_tokens") < 2000:
+
+            def queued() -> bool:
                 assert not all(one.done() for one in asked)
-                sleep(0.01)
+                return server.metric("sparselane_queue_tokens") >= 2000
+
+            until(queued)
             hurried = clients.submit(server.ask, "POST", f"/v1/{CLS}", {"inputs": "a"}, x_request_timeout_ms="1")
             server.process.send_signal(signal.SIGTERM)
             # It still listens for the notice, and says what is going on.
-            while (ready := server.ask("GET", "/readyz"))[0] == 200:
-                pass
+            ready = 200, {}
+
+            def stopping() -> bool:
+                nonlocal ready
+                ready = server.ask("GET", "/readyz")
+                return ready[0] != 200
+
+            until(stopping)
             assert (ready[0], ready[1]["detail"]) == (503, "the server is stopping")
             assert server.ask("GET", "/healthz")[0] == server.probe("/healthz")[0] == 200
             assert server.probe("/readyz")[0] == 503
@@ -201,6 +211,24 @@ def test_sigterm_finishes_everything_that_was_accepted_and_exits_0(folder: Path)
         for closed in (server.port, server.probe_port):
             with pytest.raises(ConnectionRefusedError):
                 server.ask_at(closed, "GET", "/healthz")
+    assert "stopped" in server.lines[-1]
+
+
+def test_sigint_skips_the_notice_finishes_what_was_accepted_and_exits_0(folder: Path) -> None:
+    """Ctrl-C: with a notice of ten minutes only what skips it ends in time."""
+    bodies = [(task, {"inputs": body["inputs"] * 10}) for task, body in mixed_bodies(24)]
+    limits = {"SPARSELANE_MAX_BATCH_TOKENS": "64", "SPARSELANE_MAX_QUEUE_TOKENS": "1000000"}
+    with (
+        running(folder, **limits, SPARSELANE_NOTICE_SECONDS="600", SPARSELANE_DRAIN_SECONDS="600") as server,
+        ThreadPoolExecutor(24) as clients,
+    ):
+        asked = [clients.submit(server.ask, "POST", f"/v1/{task}", body, **PATIENT) for task, body in bodies]
+        # All must be in: a connection that the server never took is reset when it stops to listen.
+        until(lambda: server.metric("sparselane_inflight_requests") + sum(one.done() for one in asked) >= len(asked))
+        assert not all(one.done() for one in asked)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=300) == 0
+        assert [one.result()[0] for one in asked] == [200] * 24
     assert "stopped" in server.lines[-1]
 
 
@@ -230,8 +258,7 @@ def test_a_drain_that_is_too_short_shows_in_the_exit_code(folder: Path) -> None:
     with running(folder, **limits, **stop) as server, ThreadPoolExecutor(24) as clients:
         asked = [clients.submit(server.ask, "POST", f"/v1/{task}", body, **PATIENT) for task, body in bodies]
         # All must be in: a connection that the server never took is reset when it stops to listen.
-        while server.metric("sparselane_inflight_requests") + sum(one.done() for one in asked) < len(asked):
-            sleep(0.01)
+        until(lambda: server.metric("sparselane_inflight_requests") + sum(one.done() for one in asked) >= len(asked))
         assert not all(one.done() for one in asked)
         assert server.stop() == CUT_OFF
         assert {one.result()[0] for one in asked} <= {200, 503}, "who was cut off is told to send it again"
@@ -247,6 +274,38 @@ def test_probes_and_metrics_answer_on_a_port_of_their_own(server: Process) -> No
     assert "sparselane_ready 1.0" in server.probe("/metrics")[1]
     status, problem = server.probe("/v1/text-classification")
     assert (status, problem["detail"]) == (404, "here are /healthz, /readyz and /metrics")
+
+
+def test_head_gets_the_head_of_what_get_gets(server: Process) -> None:
+    def heads(path: str, method: str) -> bytes:
+        request = f"{method} {path} HTTP/1.1\r\nhost: x\r\nx-request-id: 7\r\nconnection: close\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+            connection.sendall(request.encode())
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+    for path in ("/healthz", "/readyz", "/v2/health/ready", "/v2/models/qa", "/models/nobody", "/docs"):
+        whole, head = heads(path, "GET"), heads(path, "HEAD")
+        assert head.endswith(b"\r\n\r\n") and head.count(b"\r\n\r\n") == 1
+        fields = [
+            sorted(field for field in answer.partition(b"\r\n\r\n")[0].split(b"\r\n") if field[:5] != b"date:")
+            for answer in (whole, head)
+        ]
+        assert fields[0] == fields[1]
+
+
+def test_default_models_that_no_artifact_has_are_logged_where_somebody_set_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    models = Models({}, {"sentiment": "ChecksumError: x"})
+    warn_of_unknown_defaults(load_settings({}), Models({}, {}))
+    warn_of_unknown_defaults(load_settings({"SPARSELANE_DEFAULT_MODELS": "sentiment"}), models)
+    assert not caplog.records
+    settings = load_settings({"SPARSELANE_DEFAULT_MODELS": "sentimnet,sentiment", "SPARSELANE_MODELS_DIR": "/models"})
+    warn_of_unknown_defaults(settings, models)
+    (line,) = caplog.messages
+    assert line == (
+        "SPARSELANE_DEFAULT_MODELS has 'sentimnet', which is no model in /models; did you mean 'sentiment'?"
+    )
 
 
 def test_a_probe_port_that_was_asked_for_must_be_free_and_the_default_need_not_be(folder: Path) -> None:
@@ -269,21 +328,21 @@ def test_a_client_that_hangs_up_is_counted_and_its_work_dropped(folder: Path) ->
     inputs = ["the film was good " * 500] * 8
     body = json.dumps({"inputs": inputs}).encode()
     head = f"POST /v1/{NER} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nx-request-timeout-ms: 600000\r\n"
-    outcome = 'sparselane_requests_total{model="ner",outcome="%s",task="' + NER + '"}'
     with running(folder, SPARSELANE_MAX_BATCH_TOKENS="64", SPARSELANE_NOTICE_SECONDS="0") as server:
+
+        def ended(outcome: str) -> float:
+            return server.metric(f'sparselane_requests_total{{model="ner",outcome="{outcome}",task="{NER}"}}')
+
         for attempt in range(1, 21):
             before = server.metric('sparselane_batch_tokens_sum{kind="real"}')
             with socket.create_connection(("127.0.0.1", server.port)) as client:
                 client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-                while not server.metric("sparselane_queue_tokens") and server.metric(outcome % "ok") < attempt:
-                    sleep(0.002)
-            while server.metric(outcome % "ok") + server.metric(outcome % "cancelled") < attempt:
-                sleep(0.01)
-            if server.metric(outcome % "cancelled"):
+                until(lambda of=attempt: server.metric("sparselane_queue_tokens") or ended("ok") == of)
+            until(lambda of=attempt: ended("ok") + ended("cancelled") == of, 600)
+            if ended("cancelled"):
                 break
-        assert server.metric(outcome % "cancelled") == 1
-        while server.metric("sparselane_queue_tokens"):
-            sleep(0.01)
+        assert ended("cancelled") == 1
+        until(lambda: not server.metric("sparselane_queue_tokens"))
         assert server.metric('sparselane_batch_tokens_sum{kind="real"}') - before < 8 * 2000
         assert server.stop() == 0
 
@@ -323,8 +382,7 @@ def test_an_engine_that_does_not_return_cannot_hold_up_a_stop(folder: Path) -> N
     with running(folder, program=[sys.executable, "-c", STUCK], **variables) as process:
         asking = threading.Thread(target=lambda: process.ask("POST", f"/v1/{CLS}", {"inputs": "a"}, **PATIENT))
         asking.start()
-        while not process.metric("sparselane_inflight_requests"):
-            sleep(0.01)
+        until(lambda: process.metric("sparselane_inflight_requests"))
         assert process.stop() == CUT_OFF
         asking.join()
     assert [line for line in process.lines if "a call of the engine has not returned" in line]

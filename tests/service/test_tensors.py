@@ -54,6 +54,9 @@ BAD_TEXTS: list[tuple[InputTensor, bytes | None, str, str]] = [
     (tensor([1], "BYTES"), b"\xff\xff\xff\xffa", "", "ends inside of text 0"),
     (tensor([1], "BYTES"), b"\1\0\0\0\xff", "", "text 0 is not UTF-8: invalid start byte at byte 0"),
     (tensor([2], "BYTES"), b"\1\0\0\0a", "/data", "1 elements, the shape [2] has 2"),
+    # What is behind them is not read.
+    (tensor([1], "BYTES"), b"\1\0\0\0a\1\0\0\0\xff", "/data", "more elements than the 1 of the shape [1]"),
+    (tensor([0, 1], "BYTES"), b"\1\0\0\0\xff", "/data", "more elements than the 0 of the shape [0, 1]"),
     (tensor([2**63 - 1, 1], "BYTES"), b"", "/data", "0 elements"),
 ]
 
