@@ -7,13 +7,14 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
+from urllib.error import HTTPError
 
 import pytest
 
 from bench.results import ROOT, results_table, with_results
+from tests.waiting import until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # ```sh with a curl call, then ```json with its answer.
@@ -48,14 +49,21 @@ def port() -> Iterator[int]:
 
 
 def _wait_until_ready(port: int, server: "subprocess.Popen[bytes]") -> None:
-    while True:
+    said = ""
+
+    def ready() -> bool:
+        nonlocal said
         assert server.poll() is None, "the server ended"
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
-                assert answer.status == 200
-                return
-        except OSError:
-            time.sleep(0.1)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30) as answer:
+                return bool(answer.status == 200)
+        except HTTPError as error:  # it listens; what it says is why
+            said = error.read().decode()
+        except OSError as error:
+            said = str(error)
+        return False
+
+    until(ready, why=lambda: said)
 
 
 def test_the_readme_shows_the_three_tasks() -> None:

@@ -1,15 +1,16 @@
 """`sparselane-compress grow` from a folder to a folder that everything else can use."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from typer.testing import CliRunner, Result
 
 import engine
 from compression import grow_checkpoint as module
-from compression.checkpoint import CheckpointError, load_finetuned, load_model
+from compression.checkpoint import CheckpointError, encoder_matrices, load_finetuned, load_model
 from compression.cli import app
 from compression.recipe import Task
 from compression.shapes import SHAPES, Shape
@@ -103,7 +104,17 @@ def test_mistakes_are_one_line_and_leave_nothing(small: Path, tmp_path: Path) ->
 
 
 def test_a_model_that_grew_wrong_is_not_kept(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "compare", lambda *_: 0.5)
+    """It really grew wrong: one matrix's rows are turned round."""
+
+    def careless(*arguments: Any, **options: Any) -> PreTrainedModel:
+        large = real(*arguments, **options)
+        matrix = encoder_matrices(large)["encoder.2.ffn_out"]
+        assert matrix.weight.any(), "an idle layer would hide it"
+        matrix.weight.data = matrix.weight.data.flip(0)
+        return large
+
+    real = module.grow
+    monkeypatch.setattr(module, "grow", careless)
     result = call("grow", small, tmp_path / "large", "--to", "bert-base")
-    assert result.exit_code == 2 and "this is an error in sparselane" in result.output
-    assert not (tmp_path / "large").exists()
+    assert result.exit_code == 2 and "this is an error in sparselane" in result.output, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "small"}, "nothing is left"

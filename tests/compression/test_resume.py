@@ -101,7 +101,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(zygote: Zygote, data: Pa
     assert left == {path.name for path in whole.iterdir()}, "nothing half-written is left"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(
     zygote: Zygote, data: Path, whole: Path, number: signal.Signals
 ) -> None:

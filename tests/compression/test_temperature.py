@@ -1,5 +1,7 @@
 """One temperature for all logits: found where it is known, written into an artifact's head, no answer changes."""
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 import engine
+from compression.checkpoint import load_model, model_labels
 from compression.cli import app
 from compression.encode import IGNORED, Window
+from compression.export import Origin, export_model
 from compression.line import run_line
 from compression.read_recipe import parse_recipe
-from compression.recipe import Task
-from compression.temperature import LOWEST, fit_temperature
+from compression.recipe import Recipe, Task
+from compression.temperature import HIGHEST, fit_temperature
 from tests.compression import tiny
 
 TEXT = Task("text-classification", ("a", "b", "c"))
@@ -64,26 +68,75 @@ def test_labels_of_a_text_are_sigmoids() -> None:
     assert fit_temperature(windows, list(margins), task) == pytest.approx(3.0, rel=0.1)
 
 
-@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
-def test_an_artifact_is_calibrated_in_place_and_at_the_end_of_a_run(tmp_path: Path, task: str) -> None:
-    text = tiny.recipe(task, tiny.checkpoint(tmp_path / "base"), tmp_path)
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(text)
-    run_line(recipe, tmp_path, tmp_path / "run", 1)
-    artifact = tmp_path / "run" / "artifact"
-    before = engine.read_manifest(artifact).raw
-    first = before["provenance"]["temperature"]
+@pytest.fixture(scope="module", params=["text-classification", "token-classification"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a recipe, its data and its run."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "recipe.toml").write_text(tiny.recipe(request.param, tiny.checkpoint(folder / "base"), folder))
+    run_line(folder / "recipe.toml", folder, folder / "run", 1)
+    return folder
+
+
+def logits(artifact: Path) -> np.ndarray:
+    """What an artifact says of a few tokens."""
     ids, lengths = np.array([2, 7, 8, 9, 3], np.int32), np.array([5], np.int32)
-    types = np.zeros_like(ids)
-    logits = engine.load(artifact, threads=1).forward(ids, lengths, types)
-    examples = tmp_path / parse_recipe(text).data.validation  # type: ignore[union-attr]
+    return engine.load(artifact, threads=1).forward(ids, lengths, np.zeros_like(ids))
+
+
+def recipe_of(folder: Path) -> Recipe:
+    recipe = parse_recipe((folder / "recipe.toml").read_text())
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def test_a_run_divides_its_logits_by_the_temperature_that_it_says(finished: Path, tmp_path: Path) -> None:
+    recipe, quantized = recipe_of(finished), finished / "run" / "quantized"
+    model = load_model(str(quantized), recipe.task)
+    tokenizer = (quantized / "tokenizer.json").read_text()
+    stored = recipe.quantize.embeddings
+    export_model(
+        model,
+        tokenizer,
+        recipe.task,
+        model_labels(recipe.task),
+        Origin("x"),
+        tmp_path / "as-trained",
+        embeddings=stored,
+    )
+    artifact = finished / "run" / "artifact"
+    temperature = engine.read_manifest(artifact).raw["provenance"]["temperature"]
+    assert abs(np.log(temperature)) > 0.1, "else there is nothing to see"
+    assert np.allclose(logits(artifact) * temperature, logits(tmp_path / "as-trained"), rtol=1e-4, atol=1e-6)
+
+
+def flipped(source: Path, target: Path) -> Path:
+    """Copy examples of two labels, about a third of them with the other label."""
+    if source.read_text().startswith("sentence"):
+        header, *rows = source.read_text().splitlines()
+        lies = [row[:-1] + str(1 - int(row[-1])) if number % 3 == 0 else row for number, row in enumerate(rows)]
+        target.write_text("\n".join([header, *lies]) + "\n")
+    else:
+        other = {"PER": "LOC", "LOC": "PER"}
+        sentences = [
+            re.sub("PER|LOC", lambda found: other[found[0]], sentence) if number % 3 == 0 else sentence
+            for number, sentence in enumerate(source.read_text().split("\n\n"))
+        ]
+        target.write_text("\n\n".join(sentences))
+    return target
+
+
+def test_an_artifact_is_calibrated_in_place(finished: Path, tmp_path: Path) -> None:
+    """On examples a third of which say otherwise: who is sure of all of them is told to be less so."""
+    artifact = shutil.copytree(finished / "run" / "artifact", tmp_path / "artifact")
+    examples = flipped(finished / recipe_of(finished).data.validation, tmp_path / "examples")
+    before, said = engine.read_manifest(artifact).raw, logits(artifact)
     done = CliRunner().invoke(app, ["calibrate", str(artifact), str(examples), "--threads", "1"])
     assert done.exit_code == 0, done.output
-    after = engine.read_manifest(artifact).raw
-    second = after["provenance"]["temperature"] / first
-    assert LOWEST <= second <= 1.02, "the run has fitted on the same examples; a tiny model may be right on all of them"
-    again = engine.load(artifact, threads=1).forward(ids, lengths, types)
-    assert np.allclose(again * second, logits, rtol=1e-4, atol=1e-6)
-    assert np.array_equal(again.argmax(-1), logits.argmax(-1))
+    after, says = engine.read_manifest(artifact).raw, logits(artifact)
+    fitted = after["provenance"]["temperature"] / before["provenance"]["temperature"]
+    assert 1.2 < fitted <= HIGHEST
+    assert f"logits are divided by {fitted:g}, as " in done.output
+    assert np.allclose(says * fitted, said, rtol=1e-4, atol=1e-6)
+    assert np.array_equal(says.argmax(-1), said.argmax(-1))
     same = ("task", "quality", "golden", "architecture", "size")
     assert {key: before[key] for key in same} == {key: after[key] for key in same}

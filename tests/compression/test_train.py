@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 
 import engine
-from compression import loop, prune, run, schedules, train
+from compression import loop, pretrain, prune, run, schedules, train
 from compression.checkpoint import encoder_matrices, load_model
 from compression.objective import Batch, Output
 from compression.read_recipe import parse_recipe
-from compression.recipe import Distillation, Prune, RecipeError, Training
+from compression.recipe import Distillation, LanguageRecipe, Prune, RecipeError, Training
 from compression.teacher import live_teacher
 from tests.compression import tiny
 
@@ -260,9 +261,50 @@ def test_a_run_goes_on_with_smaller_parts_but_not_with_another_result(tmp_path: 
     assert (one.folder / "recipe.toml").read_text() == smaller
     renamed = smaller.replace('name = "tiny"', 'name = "another"').replace("the story was superb", "a dull story")
     run.prepare(parse_recipe(renamed), renamed, tmp_path, one.folder)
+    credited = renamed + CREDIT.format(table="data")
+    run.prepare(parse_recipe(credited), credited, tmp_path, one.folder)
+    assert (one.folder / "recipe.toml").read_text() == credited
     other = smaller.replace("learning_rate = 3e-4", "learning_rate = 2e-4")
     with pytest.raises(RecipeError, match="another recipe"):
         run.prepare(parse_recipe(other), other, tmp_path, one.folder)
+
+
+CREDIT = """
+[[{table}.sources]]
+name = "Another name"
+licence = "CC0"
+source = "nowhere"
+"""
+
+
+def test_whom_texts_are_credited_to_may_change_and_which_texts_may_not(tmp_path: Path) -> None:
+    """`sources` is the name of two things: who is credited, and which articles are read."""
+    base = tiny.checkpoint(tmp_path / "base")
+    articles = [
+        {"source": source, "paragraphs": [{"context": f"The story of {place} was good. The film was bad. " * 3}]}
+        for source, place in (("towns", "paris"), ("films", "rome"))
+    ]
+    (tmp_path / "more.json").write_text(json.dumps({"data": articles}))
+    unlabelled = 'unlabelled = {files = ["more.json"], sources = ["towns"], sentences = 2}'
+    text = tiny.recipe("text-classification", base, tmp_path).replace("[data]", f"[data]\n{unlabelled}")
+    run.prepare(parse_recipe(text), text, tmp_path, tmp_path / "run")
+    credited = text + CREDIT.format(table="data")
+    run.prepare(parse_recipe(credited), credited, tmp_path, tmp_path / "run")
+    other = credited.replace('sources = ["towns"]', 'sources = ["films"]')
+    with pytest.raises(RecipeError, match="another recipe"):
+        run.prepare(parse_recipe(other), other, tmp_path, tmp_path / "run")
+    assert (tmp_path / "run" / "recipe.toml").read_text() == credited
+
+
+def test_whom_a_language_models_text_is_credited_to_may_change(tmp_path: Path) -> None:
+    text = tiny.language_recipe(tiny.checkpoint(tmp_path / "base"), tmp_path)
+    credited = text + CREDIT.format(table="text")
+    for given in (text, credited):
+        recipe = parse_recipe(given)
+        assert isinstance(recipe, LanguageRecipe)
+        pretrain.prepare(recipe, given, tmp_path, tmp_path / "run")
+    assert recipe.text.sources[0].name == "Another name"
+    assert (tmp_path / "run" / "recipe.toml").read_text() == credited
 
 
 def test_a_line_cut_short_by_a_kill_costs_that_line_alone(tmp_path: Path) -> None:

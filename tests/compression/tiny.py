@@ -113,10 +113,16 @@ def write_entities(path: Path, copies: int = 6) -> Path:
     return path
 
 
-def write_pairs(path: Path, copies: int = 2) -> Path:
-    """Pairs that are labelled by the second text, as MNLI lays them out; the first may say the opposite."""
+def write_pairs(path: Path, copies: int = 2, *, wrong: int = 0) -> Path:
+    """Pairs that are labelled by the second text, as MNLI lays them out; the first may say the opposite.
+
+    wrong: every so many a label is; 0 is none.
+    """
     seconds = [(word, label) for label, some in (("bad", NEGATIVE), ("good", POSITIVE)) for word in some]
     pairs = [(first, *second) for first in (*NEGATIVE[:2], *POSITIVE[:2]) for second in seconds]
+    if wrong:
+        turned = {"bad": "good", "good": "bad"}
+        pairs = [(a, b, label if number % wrong else turned[label]) for number, (a, b, label) in enumerate(pairs)]
     rows = [f"{number}\tthe film was {a}\ta {b} story\t{label}" for number, (a, b, label) in enumerate(pairs)]
     path.write_text("index\tsentence1\tsentence2\tgold_label\n" + "\n".join(rows * copies) + "\n")
     return path
@@ -213,7 +219,10 @@ KINDS = {"pairs": "text-classification", "label-sets": "text-classification", "n
 
 
 def recipe(task: str, base: Path, data: Path, *, epochs: float = 3) -> str:
-    """Write the data file of a task, or a kind of `KINDS`, into `data`; return the text of a recipe for it."""
+    """Write the data file of a task, or a kind of `KINDS`, into `data`; return the text of a recipe for it.
+
+    Pairs have a second set to be judged on, mismatched.data: smaller, and every third label is wrong.
+    """
     writers = {
         "pairs": (
             write_pairs,
@@ -240,8 +249,10 @@ def recipe(task: str, base: Path, data: Path, *, epochs: float = 3) -> str:
     }
     write, labels, golden = writers[task]
     file = write(data / f"{task}.data")
+    if task == "pairs":
+        write_pairs(data / "mismatched.data", copies=1, wrong=3)
     more = {
-        "pairs": f'more_validation = [{{split = "mismatched", file = "{file.name}"}}]',
+        "pairs": 'more_validation = [{split = "mismatched", file = "mismatched.data"}]',
         "label-sets": 'table = {separator = ";"}',
     }.get(task, "")
     name = KINDS.get(task, task)

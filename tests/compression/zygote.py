@@ -88,8 +88,9 @@ def _obey(order: dict[str, Any]) -> None:
     compression.train.SAVE_SECONDS, compression.train.SAVE_COST = order["save"], 0.0
     if order["file_bytes"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_bytes"], order["file_bytes"]))
-    # Where the tests run in the background of a shell script it is ignored, and a trainer leaves it so.
+    # In the background of a shell script, or under nohup, tests inherit that they are ignored; a trainer leaves it so.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if order["number"]:
         _signal_at(order["number"], order["at"], order["path"])
     try:

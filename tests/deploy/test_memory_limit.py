@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from time import monotonic
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.deploy.rendering import one, rendered
 from tests.service.test_server import running
 
 CLIENTS = 64
+# So long, and until every model was reloaded, on any machine.
 SECONDS = 5.0
 LIMITS = {name: field.default for name, field in Settings.model_fields.items()}
 TEXT = "The mill stands on the river near Celle. It was built in 1735, burned down in 1801, and ground rye until 1968. "
@@ -45,11 +47,11 @@ def peak_bytes(pid: int) -> int:
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
 
 
-def ask(address: str, secret: str, number: int, end: float) -> Counter[int]:
+def ask(address: str, secret: str, number: int, done: Event) -> Counter[int]:
     asked, seen = requests(), Counter[int]()
     headers = {"x-api-key": secret, "content-type": "application/json"}
-    with httpx.Client(base_url=address, headers=headers, timeout=60) as http:
-        while monotonic() < end:
+    with httpx.Client(base_url=address, headers=headers, timeout=300) as http:
+        while not done.is_set():
             path, body = asked[number % len(asked)]
             seen[http.post(path, content=body).status_code] += 1
             number += 1
@@ -65,13 +67,17 @@ def measure(tmp_path: Path, seconds: float) -> dict[str, Any]:
         rest, reloads, end = peak_bytes(pid), 0, monotonic() + seconds
         with (
             ThreadPoolExecutor(CLIENTS) as clients,
-            httpx.Client(base_url=address, headers={"x-api-key": secret}, timeout=60) as http,
+            httpx.Client(base_url=address, headers={"x-api-key": secret}, timeout=300) as http,
         ):
-            asked = [clients.submit(ask, address, secret, number, end) for number in range(CLIENTS)]
-            while monotonic() < end:
-                for folder in EMBEDDED_MODELS.glob("*/manifest.json"):
-                    assert http.post(f"/admin/models/{folder.parent.name}/reload").status_code == 200
-                    reloads += 1
+            done = Event()
+            asked = [clients.submit(ask, address, secret, number, done) for number in range(CLIENTS)]
+            try:
+                while monotonic() < end or not reloads:
+                    for folder in EMBEDDED_MODELS.glob("*/manifest.json"):
+                        assert http.post(f"/admin/models/{folder.parent.name}/reload").status_code == 200
+                        reloads += 1
+            finally:
+                done.set()
             statuses = sum((answers.result() for answers in asked), Counter[int]())
         result = {"rest": rest, "peak": peak_bytes(pid), "statuses": statuses, "reloads": reloads}
         assert process.stop() == 0
@@ -84,6 +90,6 @@ def test_the_limit_holds_the_worst_that_we_know(tmp_path: Path) -> None:
     limit = int(container["resources"]["limits"]["memory"].removesuffix("Mi")) << 20
     assert measured["reloads"] >= 3
     assert measured["statuses"][200] > 0
-    # 503: not in time. 413: the last body has more tokens than the queue takes.
-    assert set(measured["statuses"]) <= {200, 413, 503}, measured
+    # 503, 504: not in time, refused or late. 413: the last body has more tokens than the queue takes.
+    assert set(measured["statuses"]) <= {200, 413, 503, 504}, measured
     assert measured["peak"] < 0.8 * limit, measured

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from service import health, priority, server
 from service.settings import CONFIG, PREFIX, Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -49,3 +50,16 @@ def test_the_sum_of_the_stop_is_the_one_in_the_manifests() -> None:
     terms = [int(number) for number in found.groups()]
     assert terms[:3] == [sleep, settings.notice_seconds, settings.drain_seconds]
     assert sum(terms[:4]) == terms[4] == pod["terminationGracePeriodSeconds"]
+
+
+def test_the_numbers_that_operators_rely_on_are_those_of_the_code() -> None:
+    """Alerts, probes and runbooks of others are built on them: a change is a change of the page, too."""
+    assert (health.LATE_SECONDS, health.DEAD_SECONDS, health.STUCK_SECONDS) == (5, 30, 60)
+    assert (
+        "\n| `/healthz` | the event loop turned in the last 30 s, and no call of the engine has lasted 60 s |" in PAGE
+    )
+    assert "\n| `/readyz` | as above, but 5 s;" in PAGE
+    assert priority.NICENESS == 7
+    assert "All threads of the server but that one are 7 nicer (`nice`, " in PAGE
+    assert server.CUT_OFF == 3
+    assert '\n| exit code 3 | the log says "the drain of … cut off"' in PAGE

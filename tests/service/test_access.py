@@ -2,17 +2,20 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from service.access import OPEN
 from service.app import create_app
 from service.keys import new_key
 from service.models import Models
+from service.settings import load_settings
 from tests.service import fake
 
 CLS = "text-classification"
@@ -140,3 +143,65 @@ def test_pages_of_named_origins_may_send_keys_and_read_answers_and_errors(tmp_pa
             assert "ratelimit" in answer.headers["access-control-expose-headers"]
 
     talk(tmp_path, conversation, keys_file=keys.file, cors_origins=["https://a.example"])
+
+
+@pytest.mark.parametrize("written", ["", '["*"]', '"*"'], ids=["environment", "list in a file", "text in a file"])
+def test_a_star_lets_pages_of_all_origins_read_answers_and_refusals(tmp_path: Path, keys: Keys, written: str) -> None:
+    """Without credentials: a browser's cookies are nobody's key here, and `*` beside them is an error to browsers."""
+    variables = {"SPARSELANE_KEYS_FILE": str(keys.file)}
+    if written:
+        (tmp_path / "settings.toml").write_text(f"cors_origins = {written}")
+        variables["SPARSELANE_CONFIG"] = str(tmp_path / "settings.toml")
+    else:
+        variables["SPARSELANE_CORS_ORIGINS"] = "*"
+    model, formula = fake.model(tmp_path, CLS)
+    app = create_app(load_settings(variables), Models({model.name: model}, {}))
+    origin = {"origin": "https://a.example"}
+
+    def open_to_all(headers: Mapping[str, str]) -> None:
+        assert headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in headers
+
+    async def story() -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://t", headers=origin) as http,
+        ):
+            asked = await http.options(f"/v1/{CLS}", headers=preflight("https://a.example"))
+            assert asked.status_code == 200
+            open_to_all(asked.headers)
+            for key, status in ((keys.user, 200), ("wrong", 401)):
+                answer = await http.post(f"/v1/{CLS}", json=BODY, headers={"x-api-key": key})
+                assert answer.status_code == status
+                open_to_all(answer.headers)
+            formula.gate.clear()
+            headers = {"x-api-key": keys.user, "x-request-timeout-ms": "600000"}
+            body = {"inputs": ["a " * 25] * 10}
+            work = [asyncio.ensure_future(http.post(f"/v1/{CLS}", json=body, headers=headers)) for _ in range(8)]
+            await fake.wait_until(lambda: b"sparselane_queue_tokens 2160.0" in app.state.health.page())
+            status, found = await refused_at_the_door(app)
+            assert status == 503
+            open_to_all(found)
+            formula.gate.set()
+            assert [answer.status_code for answer in await asyncio.gather(*work)] == [200] * 8
+
+    asyncio.run(story())
+
+
+async def refused_at_the_door(app: FastAPI) -> tuple[int, dict[str, str]]:
+    """Ask for what cannot be in time, as a page of another origin does; return status and headers."""
+    fields = [(b"origin", b"https://a.example"), (b"x-request-timeout-ms", b"1")]
+    scope = {"type": "http", "method": "POST", "path": f"/v1/{CLS}", "headers": fields, "state": {}, "scheme": "http"}
+    chosen: list[Any] = []
+    sent: list[Any] = []
+
+    async def nobody(*_: Any) -> None:
+        raise AssertionError("the application was asked")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app.state.door.come(scope, nobody, chosen.append)
+    await chosen[0](scope, nobody, send)
+    return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}

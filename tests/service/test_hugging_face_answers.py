@@ -128,28 +128,34 @@ def ask(model: Model, bodies: Sequence[Any]) -> list[httpx.Response]:
     return answers
 
 
-def flat(answers: Any) -> list[dict[str, Any]]:
-    """Answers as one list, without those with a score of 0 that the pipeline makes up where it has no more spans."""
-    if isinstance(answers, dict):
-        return [answers]
-    return [answer for entry in answers for answer in flat(entry) if answer["score"] > 0]
+def listed(answers: Any) -> list[dict[str, Any]]:
+    """Answers as one list."""
+    return [answers] if isinstance(answers, dict) else [answer for entry in answers for answer in listed(entry)]
+
+
+def made_up(answer: dict[str, Any]) -> bool:
+    """Whether it is one that the pipeline adds where it has no more spans."""
+    return bool(answer["score"] == 0)
 
 
 @transformers4.needed
 def test_questions_are_answered_as_by_the_pipeline(folder: Path, qa: PreTrainedModel, pipeline4: list[Any]) -> None:
     model = dense.served(folder, QA, qa)
     responses = ask(model, [{"inputs": inputs, "parameters": parameters} for inputs, parameters in GOLDEN])
-    summed = 0
+    summed = compared = 0
     for case, response, theirs in zip(GOLDEN, responses, pipeline4, strict=False):
         assert response.status_code == 200, (case, response.text)
-        ours, expected = flat(response.json()), flat(theirs)
+        ours, given = listed(response.json()), listed(theirs)
+        expected = [answer for answer in given if not made_up(answer)]
         assert len(ours) == len(expected), (case, ours, expected)
         for mine, their in zip(ours, expected, strict=True):
             assert mine == their | {"score": pytest.approx(their["score"], rel=CLOSE, abs=1e-7)}, case
-        if "'score': 0.0" not in str(theirs):
+        if expected == given:
             assert type(response.json()) is type(theirs), "an object for one answer, a list for several"
+            compared += 1
         summed += ours[0]["score"] > 1
     assert summed, "no golden case has a score over 1: the pipeline's defect is not covered"
+    assert compared > 0.9 * len(GOLDEN)
 
 
 @transformers4.needed
@@ -314,7 +320,7 @@ def test_the_engine_answers_nearly_as_the_dense_weights(tmp_path: Path, task: st
     assert ours.headers["x-input-tokens"] == exact.headers["x-input-tokens"]
     same, count = 0, 0
     for mine, their in zip(ours.json(), exact.json(), strict=True):
-        scores = [{str(entry | {"score": 0}): entry["score"] for entry in flat(entries)} for entries in (mine, their)]
+        scores = [{str(entry | {"score": 0}): entry["score"] for entry in listed(entries)} for entries in (mine, their)]
         shared = scores[0].keys() & scores[1].keys()
         assert [scores[0][key] for key in shared] == pytest.approx([scores[1][key] for key in shared], abs=0.1)
         same, count = same + len(shared), count + len(scores[1])
