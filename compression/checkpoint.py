@@ -2,12 +2,16 @@
 
 import importlib.util
 import json
+import logging
+import pickle
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
@@ -17,6 +21,8 @@ from compression.encode import prepare_tokenizer
 from compression.examples import tags_of
 from compression.recipe import Task
 from compression.state_names import StateNamesError, clean_names, read_state
+
+log = logging.getLogger("sparselane")
 
 # Artifact names (docs/artifact.md) of the six matrices of a layer -> attribute paths in transformers.
 _BERT_MATRICES = {
@@ -116,11 +122,12 @@ _CLASSES = {
 def load_model(checkpoint: str, task: Task, *, dropout: float = 0.0, trains: bool = True) -> PreTrainedModel:
     """Load a checkpoint with the head of a task; a head that the checkpoint lacks starts at random.
 
-    A model that never `trains`, a teacher or one to be judged, gets the attention that answers fastest.
+    So does one of another size, as an NLI model's of three classes for a task of two, and a warning says so. A model
+    that never `trains`, a teacher or one to be judged, gets the attention that answers fastest, and no new head.
 
     Raises:
-        CheckpointError: an architecture the engine cannot run, a window longer than the model's positions, or weights
-            of the encoder that are missing.
+        CheckpointError: an architecture the engine cannot run, a window longer than the model's positions, weights
+            of the encoder that are missing, and what `load_weights` raises.
     """
     config = load_config(checkpoint)
     if task.window > config.max_position_embeddings:
@@ -133,23 +140,55 @@ def load_model(checkpoint: str, task: Task, *, dropout: float = 0.0, trains: boo
     config.problem_type = "multi_label_classification" if task.multi_label else None
     set_dropout(config, dropout)
     options = {"config": config, "attn_implementation": attention_kernel(trains=trains)}
-    model, missing = load_weights(_CLASSES[task.name], checkpoint, options)
+    model, missing = load_weights(_CLASSES[task.name], checkpoint, options, other_heads=trains)
     check_encoder(model, missing, checkpoint)
     return model
 
 
-def load_weights(kind: Any, checkpoint: str, options: Mapping[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+# What transformers, safetensors and torch raise for files that are missing, cut short or something else.
+_UNREADABLE = (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError)
+
+
+def load_weights(
+    kind: Any, checkpoint: str, options: Mapping[str, Any], *, other_heads: bool = False
+) -> tuple[PreTrainedModel, list[str]]:
     """Load a checkpoint's weights in float32 into a transformers class; return the model and which are not in it.
 
-    Names that training wrappers leave behind are understood, see `state_names`. Raises CheckpointError for integers.
+    Names that training wrappers leave behind are understood, see `state_names`. With `other_heads` a head of another
+    size is not in it either, and starts at random.
+
+    Raises:
+        CheckpointError: files that cannot be read, weights of another size, integers.
     """
-    given: dict[str, Any] = {**options, "dtype": torch.float32, "output_loading_info": True}
-    model, report = kind.from_pretrained(resolve(checkpoint), **given)
-    if _missing(report):
-        state = _renamed_state(checkpoint)
-        if state is not None:
-            model, report = type(model).from_pretrained(None, state_dict=state, **given)
-    return model, _missing(report)
+    given: dict[str, Any] = {
+        **options,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # they are looked at below
+    }
+    try:
+        model, report = kind.from_pretrained(resolve(checkpoint), **given)
+        if _missing(report):
+            state = _renamed_state(checkpoint)
+            if state is not None:
+                model, report = type(model).from_pretrained(None, state_dict=state, **given)
+    except _UNREADABLE as error:
+        why = str(error).strip().splitlines() or ["the file is cut short"]
+        raise CheckpointError(f"checkpoint {checkpoint!r} cannot be loaded: {why[0]}") from error
+    differ = {name: f"{name} {list(there)}, not {list(here)}" for name, there, here in report["mismatched_keys"]}
+    heads = not any(name.startswith(f"{model.base_model_prefix}.") for name in differ)
+    if differ:
+        sizes = ", ".join(differ[name] for name in sorted(differ)[:3])
+        if not (heads and other_heads):
+            raise CheckpointError(f"checkpoint {checkpoint!r} has weights of other sizes than asked for: {sizes}")
+        _warn_once(f"checkpoint {checkpoint!r} has a head of another size, {sizes}: this head starts at random")
+    return model, sorted([*_missing(report), *differ])
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Warn, though a checkpoint is loaded once for every stage that `check` tries."""
+    log.warning(message)
 
 
 def check_encoder(model: PreTrainedModel, missing: Sequence[str], checkpoint: str) -> None:

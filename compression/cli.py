@@ -147,6 +147,9 @@ def export(
     name: Annotated[
         str, typer.Option("--name", help="The model's name in the service; default: the folder's name.")
     ] = "",
+    labels: Annotated[
+        str, typer.Option("--labels", help="Names of its outputs, in their order: a,b,c; default: the checkpoint's.")
+    ] = "",
     window: Annotated[int, typer.Option("--window", help="Tokens per window.")] = 384,
     stride: Annotated[int, typer.Option("--stride", help="Tokens that neighbouring windows share.")] = 128,
     attention: _Attention = "int8",
@@ -169,7 +172,7 @@ def export(
     with _clear_errors():
         import engine
         from compression.checkpoint import load_finetuned
-        from compression.convert import Checks, Source, convert, with_window
+        from compression.convert import Checks, Source, convert, name_outputs, with_window
         from compression.recipe import Table, Task
         from compression.recipe_rules import check_task
 
@@ -185,7 +188,7 @@ def export(
         )
         settings = with_window(asked, model.config.max_position_embeddings)
         check_task(settings, labels=False)
-        source = Source(checkpoint, model, settings, outputs)
+        source = Source(checkpoint, model, settings, name_outputs(outputs, labels, task))
         table = Table(text, text_pair, label, header, separator, bad_lines)
         checks = Checks(data, table, require_sparsity, threads)
         result = convert(source, out, name or out.name, attention=attention, embeddings=embeddings, checks=checks)

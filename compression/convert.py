@@ -1,6 +1,7 @@
 """A finished checkpoint to an artifact without training: look at it, write it, verify it."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,8 @@ from compression.metrics import headline
 from compression.recipe import STORED, Table, Task
 from compression.verify import COMPARED_WINDOWS, Verification, random_windows, verify
 from engine.artifact import PART
+
+log = logging.getLogger("sparselane")
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,27 @@ def _judge(
     measured = "dense" if pattern == "dense" else "sparse"
     threshold = judged["artifact"]["best_f1_thresh"] if task.no_answer else 0.0
     return {**quality, measured: scores["checkpoint"], "quantized": scores["artifact"]}, windows, threshold
+
+
+def name_outputs(outputs: Sequence[str], labels: str, task: str) -> tuple[str, ...]:
+    """Return the names of a checkpoint's outputs: `labels`, between commas and in their order, or else its own.
+
+    Names like LABEL_0, which many published checkpoints have, are kept with a warning. Raises CheckpointError for
+    labels that are not as many, come twice or are empty, or name the start and the end of an answer.
+    """
+    if not labels:
+        if all(name == f"LABEL_{number}" for number, name in enumerate(outputs)):
+            log.warning(
+                "warning: the checkpoint calls its outputs %s: the service will answer so; --labels names them, in "
+                "this order",
+                ", ".join(outputs[:12]),
+            )
+        return tuple(outputs)
+    names = tuple(name.strip() for name in labels.split(","))
+    if task == "question-answering" or len(names) != len(outputs) or len(set(names)) < len(names) or "" in names:
+        wanted = "none for question-answering" if task == "question-answering" else f"{len(outputs)} different names"
+        raise CheckpointError(f"--labels is {labels!r}; the checkpoint's outputs are {list(outputs)}: give {wanted}")
+    return names
 
 
 def with_window(task: Task, positions: int) -> Task:

@@ -1,6 +1,7 @@
 """Files to examples: which reader a task and a file need; SQuAD JSON and CoNLL columns. No tokens here."""
 
 import json
+import logging
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,13 @@ from compression.examples import (
     QuestionExample,
     TaggedExample,
     TextExample,
+    encodable,
     tags_of,
     to_iob2,
 )
 from compression.recipe import Data, Table, Task
+
+log = logging.getLogger("sparselane")
 
 __all__ = [
     "DataError",
@@ -106,8 +110,8 @@ def read_squad(path: Path) -> list[QuestionExample]:
         return [
             QuestionExample(
                 id=str(qa["id"]),
-                question=qa["question"],
-                context=paragraph["context"],
+                question=encodable(qa["question"]),
+                context=encodable(paragraph["context"]),
                 answers=tuple((int(answer["answer_start"]), answer["text"]) for answer in qa["answers"]),
                 source=str(article.get("source", "")),
             )
@@ -141,7 +145,10 @@ def _contexts(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; give the folder that holds it with --data")
     with _squad_errors(path, "data.unlabelled"):
-        return [(str(article.get("source", "")), str(paragraph["context"])) for article, paragraph in _paragraphs(path)]
+        return [
+            (str(article.get("source", "")), encodable(str(paragraph["context"])))
+            for article, paragraph in _paragraphs(path)
+        ]
 
 
 def _paragraphs(path: Path) -> list[tuple[Any, Any]]:
@@ -155,19 +162,26 @@ def _squad_errors(path: Path, reader: str) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text: {error}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a SQuAD JSON file, as {reader} needs: {error!r}") from error
 
 
 def read_conll(path: Path, groups: tuple[str, ...]) -> list[TaggedExample]:
-    """Read CoNLL columns: a word a line, tag last, blank line between sentences; IOB1 and IOB2 become IOB2."""
+    """Read CoNLL columns: a word a line, tag last, blank line between sentences; IOB1 and IOB2 become IOB2.
+
+    Where a line has a tab, columns are what stands between tabs. Lines with a tag and no word, such as a lost emoji
+    leaves, are left out and counted. Raises DataError for another tag than those of `groups`.
+    """
     examples: list[TaggedExample] = []
     words: list[str] = []
     tags: list[str] = []
+    blank: list[int] = []
     known = set(tags_of(groups))
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
-            columns = line.split()
+            columns = _columns(line)
             if not columns or columns[0] == "-DOCSTART-":
                 if words:
                     examples.append(TaggedExample(tuple(words), to_iob2(tags)))
@@ -177,8 +191,18 @@ def read_conll(path: Path, groups: tuple[str, ...]) -> list[TaggedExample]:
                 raise DataError(f"{path}:{number}: token-classification needs a word and a tag, found {line.strip()!r}")
             if columns[-1] not in known:
                 raise DataError(f"{path}:{number}: unknown tag {columns[-1]!r}; the recipe's groups are {list(groups)}")
+            if not columns[0]:
+                blank.append(number)
+                continue
             words.append(columns[0])
             tags.append(columns[-1])
     if words:
         examples.append(TaggedExample(tuple(words), to_iob2(tags)))
+    if blank:
+        log.warning("%s: %d lines without a word left out, the first is line %d", path, len(blank), blank[0])
     return examples
+
+
+def _columns(line: str) -> list[str]:
+    filled = line.rstrip()
+    return [column.strip() for column in filled.split("\t")] if "\t" in filled else filled.split()

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from compression.data_table import find_columns, text_example
+from compression.data_table import find_columns, make_examples, text_example
 from compression.examples import DataError, Example, QuestionExample, TaggedExample, tags_of, to_iob2
 from compression.recipe import Table, Task
 
@@ -16,7 +16,7 @@ def read_hub(source: str, task: Task, table: Table) -> list[Example]:
 
     Columns: those of a table of texts; `id`, `question`, `context`, `answers` as in `squad`; `tokens` and `ner_tags` as
     in `conll2003`. Classes that the set names are taken by their names. Raises DataError: the library is not installed,
-    it cannot load the set, a column is missing, a row does not fit the task.
+    it cannot load the set, a column is missing, a row does not fit the task (of texts, more than `table.bad_lines`).
     """
     rows = _load(source)
     names = list(rows.column_names)
@@ -36,15 +36,18 @@ def read_hub(source: str, task: Task, table: Table) -> list[Example]:
             return text_example(row, columns, task, table.separator)
 
     classes = {name: found for name in names if (found := _class_names(rows.features[name]))}
-    examples = []
-    for number, row in enumerate(rows):
+
+    def example(row: Mapping[str, Any]) -> Example:
         named = {name: _named(value, classes[name]) if name in classes else value for name, value in row.items()}
         try:
-            examples.append(make(named))
-        except (DataError, KeyError, TypeError) as error:
-            what = f"there is no column {error}; found {names}" if isinstance(error, KeyError) else error
-            raise DataError(f"{source}: row {number}: {what}") from error
-    return examples
+            return make(named)
+        except KeyError as error:
+            raise DataError(f"there is no column {error}; found {names}") from error
+        except TypeError as error:
+            raise DataError(str(error)) from error
+
+    numbered = ((f"{source}: row {number}", row) for number, row in enumerate(rows))
+    return make_examples(numbered, example, table.bad_lines)
 
 
 def _load(source: str) -> Any:

@@ -5,12 +5,12 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from compression.examples import DataError, TextExample
+from compression.examples import DataError, TextExample, encodable
 from compression.recipe import Table, Task
 
 log = logging.getLogger("sparselane")
@@ -29,6 +29,9 @@ _LABELS = ("gold_label", "label", "is_duplicate", "Quality")
 
 # The values of a line by column, or what is wrong with it; before it the number of the line.
 Row = tuple[int, Mapping[str, Any] | str]
+
+_Row = TypeVar("_Row")
+_Example = TypeVar("_Example")
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,30 @@ def read_table(path: Path, task: Task, table: Table) -> list[TextExample]:
     else:
         names, rows = _tsv(path, header=table.header)
     columns = find_columns(names, task, table, str(path))
-    examples: list[TextExample] = []
+
+    def make(row: Mapping[str, Any] | str) -> TextExample:
+        if isinstance(row, str):
+            raise DataError(row)
+        return text_example(row, columns, task, table.separator)
+
+    return make_examples(((f"{path}:{number}", row) for number, row in rows), make, table.bad_lines)
+
+
+def make_examples(rows: Iterable[tuple[str, _Row]], make: Callable[[_Row], _Example], bad_lines: int) -> list[_Example]:
+    """Make an example of every row, given behind where it stands; at most `bad_lines` may fail, and are counted.
+
+    Raises DataError, with where, for one more.
+    """
+    examples: list[_Example] = []
     bad: list[str] = []
-    for number, row in rows:
+    for where, row in rows:
         try:
-            if isinstance(row, str):
-                raise DataError(row)
-            examples.append(text_example(row, columns, task, table.separator))
+            examples.append(make(row))
         except DataError as error:
-            bad.append(f"{path}:{number}: {error}")
-            if len(bad) > table.bad_lines:
-                allowed = f" (and {table.bad_lines} bad lines before it, which is all that data.table.bad_lines allows)"
-                raise DataError(bad[-1] + (allowed if table.bad_lines else "")) from None
+            bad.append(f"{where}: {error}")
+            if len(bad) > bad_lines:
+                allowed = f" (and {bad_lines} bad lines before it, which is all that data.table.bad_lines allows)"
+                raise DataError(bad[-1] + (allowed if bad_lines else "")) from None
     if bad:
         log.warning("%d bad lines skipped, as data.table.bad_lines allows; the first: %s", len(bad), bad[0])
     return examples
@@ -107,7 +122,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
     text = row.get(column)
     if not isinstance(text, str):
         raise DataError(f"{column!r} is {text!r}, must be a text")
-    return text.strip()
+    return encodable(text.strip())
 
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from engine.artifact import SURROGATES
+
 
 class DataError(ValueError):
     """Data that do not hold what the task needs; the message names file, line and value."""
@@ -40,6 +42,17 @@ class TaggedExample:
 
 
 Example = QuestionExample | TextExample | TaggedExample
+
+
+def encodable(text: str) -> str:
+    """Return a text that UTF-8, and so a tokenizer, can hold: JSON can write half a surrogate pair.
+
+    Raises DataError for one, without saying where.
+    """
+    if half := SURROGATES.search(text):
+        before = text[max(0, half.start() - 20) : half.end()]
+        raise DataError(f"half a surrogate pair, such as half an emoji, at the end of {before!r}")
+    return text
 
 
 def tags_of(groups: Iterable[str]) -> tuple[str, ...]:

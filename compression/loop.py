@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from compression import processes, prune
 from compression.criteria import add_movement
 from compression.encode import IGNORED, Window
-from compression.failures import TrainingError
+from compression.failures import GO_ON, InterruptedTrainingError, StopRequest, TrainingError
 from compression.language import Body, LanguageLoss
 from compression.masking import MaskedWindows
 from compression.objective import (
@@ -74,7 +74,7 @@ class Stage:
 
 @dataclass
 class Loop:
-    """The moving parts of a run: what a checkpoint must hold."""
+    """The moving parts of a run: what a checkpoint must hold. `stop` is looked at where a step takes long."""
 
     model: PreTrainedModel
     wrapped: Any
@@ -88,6 +88,7 @@ class Loop:
     movement: dict[str, Tensor] = field(default_factory=dict)
     sparsity: float = field(init=False)
     recorder: Recorder | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
     latest: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -271,6 +272,10 @@ class Loop:
         lengths = lengths_of(stage.windows)
 
         def loss(numbers: Sequence[int]) -> Tensor:
+            # The matrices may take hours. Several processes stop together, after the step.
+            if self.stop.number and self.accelerator.num_processes == 1:
+                what = "stopped while its Fisher matrices were measured; what was saved before is kept"
+                raise InterruptedTrainingError(f"{stage.name}: {what}: {GO_ON}", self.stop.number)
             batch = collate([stage.windows[labelled[i]] for i in numbers], device)
             with self.accelerator.autocast():
                 if stage.language_loss:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 
@@ -49,6 +49,11 @@ class Round:
     windows: int
 
     @property
+    def parts(self) -> int:
+        """Parts of all batches: each is a forward and a backward pass."""
+        return self.steps * self.training.gradient_accumulation
+
+    @property
     def compares_hidden(self) -> bool:
         """Whether the student is compared with the teacher's hidden states too."""
         return self.distillation is not None and self.distillation.hidden > 0
@@ -56,7 +61,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a round costs: seconds = fixed x steps + per_token x tokens; bytes by what holds them."""
+    """What a round costs: seconds = fixed x parts of batches + per_token x tokens; bytes by what holds them."""
 
     fixed: float
     per_token: float
@@ -64,7 +69,7 @@ class Cost:
 
     def seconds(self, planned: Round) -> float:
         """Return the estimated time of a round."""
-        return self.fixed * planned.steps + self.per_token * planned.tokens
+        return self.fixed * planned.parts + self.per_token * planned.tokens
 
 
 def plan_rounds(run: Prepared) -> list[Round]:
@@ -126,7 +131,7 @@ def describe(run: Prepared) -> list[str]:
         lines += [
             f"{planned.name:<10} {planned.steps:>9,} steps of {training.batch_size} windows "
             f"({epochs:.3g} epochs), {planned.tokens:,} tokens with padding: {shown_duration(seconds)}",
-            f"{'':20} = {planned.steps:,} x {cost.fixed:.3g} s + {planned.tokens:,} x {1000 * cost.per_token:.3g} ms",
+            f"{'':20} = {planned.parts:,} x {cost.fixed:.3g} s + {planned.tokens:,} x {1000 * cost.per_token:.3g} ms",
             f"{'':20} {shown_bytes(needed)} of memory: "
             + ", ".join(f"{k} {shown_bytes(v)}" for k, v in memory.items()),
         ]
@@ -173,6 +178,7 @@ def _student(recipe: Recipe, dropout: float = 0.0) -> PreTrainedModel:
 def measure(run: Prepared, planned: Round) -> Cost:
     """Time real steps of a round with two sizes of batch, and count the bytes that a part of its batches needs.
 
+    A step that is timed is on a part of a batch, not on a part of a part.
     The step's time is taken to be linear in its tokens. Activations are what autograd keeps for the backward pass:
     counted for one and for two of the longest windows, linear in the windows of a part.
     """
@@ -190,7 +196,7 @@ def measure(run: Prepared, planned: Round) -> Cost:
     stage = Stage(
         planned.name,
         recipe.task.name,
-        planned.training,
+        replace(planned.training, gradient_accumulation=1),
         recipe.seed,
         windows,
         matrices,
@@ -293,7 +299,7 @@ def fixed_memory(
         "Adam": 2 * FLOAT * trained,
     }
     if masked:
-        memory["masks"] = sum(matrix.weight.numel() for matrix in encoder_matrices(model).values())
+        memory["masks"] = mask_bytes(encoder_matrices(model))
     if teacher is not None:
         memory["teacher"] = FLOAT * teacher.num_parameters()
     return memory
@@ -314,16 +320,34 @@ def _teacher_seconds(model: PreTrainedModel, windows: Sequence[Window]) -> float
 def disk_needed(run: Prepared) -> int:
     """Return about how many bytes the run folder still has to grow by.
 
-    A checkpoint a round, one of a teacher that is not trained, too; the state of the running round (weights and two
-    moments) twice, since the new one is written beside the old one; the teacher's logits; the artifact and its draft.
+    A checkpoint a round, one of a teacher that is not trained, too, sparse ones with their masks; the state of the
+    running round twice, since the new one is written beside the old one, and so are the teacher's logits; the artifact
+    and its draft.
     """
-    weights = FLOAT * _teacher(run.recipe).num_parameters()
-    checkpoints = len(run.recipe.stages()) + (not run.recipe.teacher.trains)
-    windows = run.windows_of(run.recipe.quantize.distillation)
+    recipe = run.recipe
+    model = _teacher(recipe)
+    matrices = encoder_matrices(model)
+    weights = FLOAT * model.num_parameters()
+    sparse = len(recipe.stages()) - recipe.teacher.trains
+    windows = run.windows_of(recipe.quantize.distillation)
     tokens = sum(len(window.ids) for window in windows)
-    rows = len(windows) if run.recipe.task.name == "text-classification" else tokens
-    logits = FLOAT * len(model_labels(run.recipe.task)) * rows
-    return missing_bytes(run.folder, checkpoints * weights + 2 * 3 * weights + logits + weights)
+    rows = len(windows) if recipe.task.name == "text-classification" else tokens
+    logits = FLOAT * len(model_labels(recipe.task)) * rows
+    state = state_bytes(model, matrices, recipe.prune)
+    checkpoints = (sparse + 1) * weights + sparse * mask_bytes(matrices)
+    return missing_bytes(run.folder, checkpoints + 2 * state + 2 * logits + weights)
+
+
+def state_bytes(model: PreTrainedModel, matrices: Mapping[str, nn.Linear], settings: Prune | None) -> int:
+    """Return about what `state.pt` holds: weights, two moments, masks, and what a criterion keeps from step to step."""
+    measured_anew = settings is not None and settings.criterion == "obert"
+    kept = {} if measured_anew else criterion_memory(settings, matrices)
+    return 3 * FLOAT * model.num_parameters() + mask_bytes(matrices) + sum(kept.values())
+
+
+def mask_bytes(matrices: Mapping[str, nn.Linear]) -> int:
+    """Return what masks take: a byte a weight, in memory and in files."""
+    return sum(matrix.weight.numel() for matrix in matrices.values())
 
 
 def check_disk(run: Prepared) -> None:

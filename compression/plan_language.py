@@ -56,7 +56,7 @@ def describe(recipe: LanguageRecipe, recipe_text: str, data: Path, scratch: Path
         cost = measure(run, name, training)
         steps = training.steps or int(np.ceil(training.epochs * len(windows) / training.batch_size))
         tokens = round(steps * training.batch_size * float(np.mean(windows.lengths)))
-        seconds = cost.fixed * steps + cost.per_token * tokens
+        seconds = cost.fixed * steps * training.gradient_accumulation + cost.per_token * tokens
         memory = program | cost.memory
         total, highest = total + seconds, max(highest, sum(memory.values()))
         lines += [
@@ -87,7 +87,8 @@ def measure(run: PreparedText, name: str, training: Training) -> Cost:
         teacher = load_language_model(taught_by, recipe.task, new_heads=True)
         if recipe.prune.keep_layers:
             keep_layers(model, recipe.prune.keep_layers)
-    stage = replace(make_stage(run, model, name, teacher), schedule=None)  # no masks: they cost little
+    whole = replace(training, gradient_accumulation=1)  # what is timed is one part of a batch
+    stage = replace(make_stage(run, model, name, teacher), schedule=None, training=whole)  # no masks: they cost little
     loop = open_loop(model, stage, steps=1000)
     part = -(-training.batch_size // (training.gradient_accumulation * processes.state().num_processes))
     trial = part if torch.cuda.is_available() else min(part, max(2, TRIAL_TOKENS // recipe.task.window))

@@ -22,6 +22,7 @@ from compression.masking import FEWEST_TOKENS, MaskedWindows, cut_segments
 from compression.objective import check_same_width
 from compression.pattern import load_masks
 from compression.patterns import check_pattern
+from compression.plan import FLOAT, mask_bytes, state_bytes
 from compression.recipe import Distillation, LanguageRecipe
 from compression.run import Look, check_same_data, check_same_vocabulary, keep_stage, open_folder
 from compression.text import drop_unfinished, fingerprint_of_files, load_corpus, split_documents
@@ -71,9 +72,8 @@ def prepare(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Path) 
     windows = []
     for number, documents in enumerate(split_documents(corpus.documents, text.validation, recipe.seed)):
         seed = recipe.seed + number
-        segments = cut_segments(corpus, documents, recipe.task, text.short, tokenizer, seed)
-        if number and text.validation_windows:
-            segments = segments[: text.validation_windows]
+        limit = text.validation_windows if number else 0
+        segments = cut_segments(corpus, documents, recipe.task, text.short, tokenizer, seed, limit)
         if not len(segments):
             part = "text.validation" if number else "training"
             raise DataError(
@@ -99,11 +99,14 @@ def run_recipe(recipe: LanguageRecipe, recipe_text: str, data: Path, folder: Pat
 def disk_needed(run: PreparedText) -> int:
     """Return about how many bytes the run folder still has to grow by, its text being there.
 
-    A checkpoint a stage; the state of the running one, weights and two moments, twice: the new one is written beside
-    the old one.
+    A checkpoint a stage, the sparse one with its masks; the state of the running one twice: the new one is written
+    beside the old one.
     """
-    weights = 4 * load_language_model(run.recipe.checkpoint, run.recipe.task, new_heads=True).num_parameters()
-    return missing_bytes(run.folder, (len(run.recipe.stages()) + 2 * 3) * weights)
+    recipe = run.recipe
+    model = load_language_model(recipe.checkpoint, recipe.task, new_heads=True)
+    matrices = language_matrices(model, recipe.task)
+    checkpoints = len(recipe.stages()) * FLOAT * model.num_parameters() + mask_bytes(matrices)
+    return missing_bytes(run.folder, checkpoints + 2 * state_bytes(model, matrices, recipe.prune))
 
 
 def _document(run: PreparedText, recipe_text: str, teacher: str, pruned: Path) -> str:

@@ -30,11 +30,14 @@ PRECISIONS = ("no", "bf16", "fp16")
 CRITERIA = ("magnitude", "movement", "obert")
 SCOPES = ("matrix", "global")
 PATTERNS = ("unstructured", "1x4", "4x1", "2:4")  # and any other N:M
+# numpy's seeds have 32 bits, and every stage adds its number.
+SEEDS = 2**32 - 100
 _LANGUAGE_ONLY = f"it is for {LANGUAGE_TASK} alone"
 
 
 def check_recipe(recipe: Recipe | LanguageRecipe) -> None:
     """Check every value. Raises RecipeError for the first one that breaks a rule."""
+    _require(0 <= recipe.seed < SEEDS, "seed", recipe.seed, f"in [0, {SEEDS})")
     for name, training in recipe.stages():
         _check_training(_table_of(name), training)
     if recipe.teacher and not recipe.teacher.trains:
@@ -74,8 +77,9 @@ def _check_kind(task: Task, *, labels: bool) -> None:
         _require(text or not value, f"task.{key}", value, "absent: it is for text classification")
     answers = task.name == "question-answering"
     _require(answers or not task.no_answer, "task.no_answer", True, "absent: it is for question answering")
-    needless = task.no_answer or not task.no_answer_threshold
-    _require(needless, "task.no_answer_threshold", task.no_answer_threshold, "absent without task.no_answer")
+    threshold = task.no_answer_threshold
+    _require(task.no_answer or not threshold, "task.no_answer_threshold", threshold, "absent without task.no_answer")
+    _require(math.isfinite(threshold), "task.no_answer_threshold", threshold, "finite")
     if task.metric:
         allowed = metrics_of(task)
         _require(task.metric in allowed or not labels, "task.metric", task.metric, f"one of {allowed} for these labels")
@@ -163,11 +167,13 @@ def _table_of(stage: str) -> str:
 
 def _check_training(key: str, training: Training) -> None:
     length = (training.epochs, training.steps)
-    _require(min(length) == 0 < max(length), f"{key}.epochs, {key}.steps", length, "one of the two, > 0")
+    one = min(length) == 0 < max(length) < math.inf
+    _require(one, f"{key}.epochs, {key}.steps", length, "one of the two, > 0 and finite")
     _require(0 < training.learning_rate < 1, f"{key}.learning_rate", training.learning_rate, "in (0, 1)")
     _require(training.batch_size >= 1, f"{key}.batch_size", training.batch_size, ">= 1")
     _require(0 <= training.warmup < 1, f"{key}.warmup", training.warmup, "in [0, 1), a share of the steps")
-    _require(training.weight_decay >= 0, f"{key}.weight_decay", training.weight_decay, ">= 0")
+    decay = training.weight_decay
+    _require(0 <= decay < math.inf, f"{key}.weight_decay", decay, ">= 0 and finite")
     _require(training.max_gradient_norm > 0, f"{key}.max_gradient_norm", training.max_gradient_norm, "> 0")
     _require(0 <= training.dropout < 1, f"{key}.dropout", training.dropout, "in [0, 1)")
     parts = training.gradient_accumulation
@@ -194,10 +200,11 @@ def _check_schedule(key: str, training: Training) -> None:
 
 
 def _check_distillation(key: str, distillation: Distillation) -> None:
-    _require(distillation.temperature > 0, f"{key}.temperature", distillation.temperature, "> 0")
-    _require(distillation.task >= 0, f"{key}.task", distillation.task, ">= 0")
-    _require(distillation.teacher >= 0, f"{key}.teacher", distillation.teacher, ">= 0")
-    _require(distillation.hidden >= 0, f"{key}.hidden", distillation.hidden, ">= 0")
+    temperature = distillation.temperature
+    _require(0 < temperature < math.inf, f"{key}.temperature", temperature, "> 0 and finite")
+    for name in ("task", "teacher", "hidden"):
+        weight = getattr(distillation, name)
+        _require(0 <= weight < math.inf, f"{key}.{name}", weight, ">= 0 and finite")
     total = distillation.task + distillation.teacher
     _require(total > 0, f"{key} task + teacher", total, "> 0: hidden states alone train no head")
 
@@ -266,7 +273,7 @@ def _check_statistics(prune: Prune) -> None:
         _require(fisher.batch_size >= 1, "prune.fisher.batch_size", fisher.batch_size, ">= 1")
         whole = fisher.block >= 1 and fisher.block % size == 0
         _require(whole, "prune.fisher.block", fisher.block, f"a multiple of {size} for pattern {prune.pattern}")
-        _require(fisher.damping > 0, "prune.fisher.damping", fisher.damping, "> 0")
+        _require(0 < fisher.damping < math.inf, "prune.fisher.damping", fisher.damping, "> 0 and finite")
         _require(fisher.recomputations >= 1, "prune.fisher.recomputations", fisher.recomputations, ">= 1")
     else:
         _require(fisher == Fisher(), "prune.fisher", fisher, f"absent: criterion {prune.criterion!r} does not use it")

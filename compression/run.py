@@ -34,7 +34,7 @@ from compression.patterns import check_pattern
 from compression.plots import draw_run
 from compression.quantize import quantize_model
 from compression.recipe import Distillation, Recipe, RecipeError, Training
-from compression.teacher import Teacher, kept_teacher, live_teacher, load_teacher
+from compression.teacher import Teacher, doubt_teacher, kept_teacher, live_teacher, load_teacher
 from compression.train import append_metrics, read_metrics, train
 from compression.unlabelled import read_unlabelled
 
@@ -79,6 +79,8 @@ def prepare(recipe: Recipe, recipe_text: str, data: Path, folder: Path) -> Prepa
     tokenizer = load_tokenizer(recipe.checkpoint)
     if recipe.teacher.checkpoint:
         check_same_vocabulary(tokenizer, recipe.teacher.checkpoint)
+    if not recipe.teacher.trains:
+        load_teacher(recipe.teacher.checkpoint, recipe.task)
 
     def read(name: str, limit: int) -> list[Example]:
         examples = read_examples(find_source(data, name), recipe.task, recipe.data.table)
@@ -216,6 +218,9 @@ def fit_teacher(run: Prepared) -> Path:
         else:
             model = load_teacher(source, run.recipe.task)
         _finish(run, model, "teacher", {})
+    if not settings.trains:
+        examples, lines = run.examples[:QUICK_EXAMPLES], read_metrics(run.folder)
+        processes.main_only(lambda: doubt_teacher(settings.checkpoint, run.recipe.task, examples, lines))
     return target
 
 

@@ -47,6 +47,7 @@ def train(model: PreTrainedModel, stage: Stage, folder: Path) -> prune.Masks:
         tqdm(total=len(plan), initial=first, desc=stage.name, disable=not loop.is_main, mininterval=1.0) as bar,
         failures.stop_signals(launched=processes.state().num_processes > 1) as stop,
     ):
+        loop.stop = stop
         for step in range(first, len(plan)):
             with _explained(stage, step, folder):
                 figures = loop.step(step, plan[step], stop=stop.number > 0)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
@@ -98,19 +97,10 @@ def _read(chosen: JudgingSet, source: Path | str, recipe: Recipe) -> Sequence[Ex
     if isinstance(source, Path) and not source.is_file():
         raise DataError(f"{source}: no such file; give the folder that holds it with --data")
     if chosen.groups is not None and isinstance(source, Path):
-        return [_renamed(example, chosen.groups) for example in _read_columns(source, chosen.groups)]
+        return [_renamed(example, chosen.groups) for example in read_conll(source, (*chosen.groups, *_NOT_COUNTED))]
     if chosen.source and isinstance(source, Path):
         return _of_source(source, chosen.source)
     return read_examples(source, recipe.task, recipe.data.table)
-
-
-def _read_columns(path: Path, groups: Mapping[str, str]) -> list[TaggedExample]:
-    """Read CoNLL columns but for lines whose word is blank, of which the tweets have six."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    with TemporaryDirectory() as scratch:
-        kept = Path(scratch) / path.name
-        kept.write_text("\n".join(line for line in lines if len(line.split()) != 1), encoding="utf-8")
-        return read_conll(kept, (*groups, *_NOT_COUNTED))
 
 
 def _renamed(example: TaggedExample, groups: Mapping[str, str]) -> TaggedExample:

@@ -153,6 +153,46 @@ def test_data_gives_the_metric_before_and_after(tmp_path: Path) -> None:
     )
 
 
+def unnamed(folder: Path) -> Path:
+    """A classifier as textattack publishes them: its outputs are called LABEL_0, LABEL_1."""
+    base = tiny.checkpoint(folder)
+    trained(BertForSequenceClassification.from_pretrained(base)).save_pretrained(base)
+    return base
+
+
+def test_outputs_without_names_get_those_of_the_command_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base = unnamed(tmp_path / "base")
+    data = tiny.write_sentiment(tmp_path / "dev.tsv")
+    data.write_text(data.read_text().replace("\t0", "\tnegative").replace("\t1", "\tpositive"))
+    options = ("--labels", "negative, positive", "--data", str(data))
+    status, output = export(base, tmp_path / "out", *options, task="text-classification")
+    assert status == 0, output
+    assert engine.read_manifest(tmp_path / "out").task.labels == ("negative", "positive")
+    assert "--labels names them" not in caplog.text
+    status, output = export(base, tmp_path / "as-it-is", task="text-classification")
+    assert status == 0, output
+    assert engine.read_manifest(tmp_path / "as-it-is").task.labels == ("LABEL_0", "LABEL_1")
+    assert "calls its outputs LABEL_0, LABEL_1: the service will answer so; --labels names them" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "message"),
+    [
+        ("a,b,c", "text-classification", "outputs are ['LABEL_0', 'LABEL_1']: give 2 different names"),
+        ("a,a", "text-classification", "give 2 different names"),
+        ("a,", "text-classification", "give 2 different names"),
+        ("a,b", "question-answering", "outputs are ['start', 'end']: give none for question-answering"),
+    ],
+)
+def test_labels_that_do_not_fit_the_outputs_are_refused(tmp_path: Path, labels: str, task: str, message: str) -> None:
+    base = unnamed(tmp_path / "base")
+    if task == "question-answering":
+        trained(BertForQuestionAnswering.from_pretrained(base)).save_pretrained(base)
+    status, output = export(base, tmp_path / "out", "--labels", labels, task=task)
+    assert status == 2 and message in output
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_artifact_of_another_model_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The artifact is really written wrong: one matrix of its model was changed before the export."""
     base = tiny.checkpoint(tmp_path / "base")

@@ -10,6 +10,7 @@ from compression.data import (
     QuestionExample,
     TaggedExample,
     find_source,
+    read_contexts,
     read_examples,
     read_training,
     tags_of,
@@ -30,6 +31,19 @@ def test_conll_reads_iob1_with_docstart_and_no_last_blank_line(tmp_path: Path) -
         TaggedExample(("Anna", "Ben", "in"), ("B-PER", "B-PER", "O")),
         TaggedExample(("Oslo",), ("B-LOC",)),
     ]
+
+
+def test_conll_of_tweets_has_lines_that_lost_their_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the Broad Twitter Corpus: columns between tabs, a blank behind some words, an emoji that got lost."""
+    file = tmp_path / "x.conll"
+    file.write_text(
+        "\ufeff-DOCSTART-\tO\n\nAnna \tB-PER\n\tO\n in\tO\n \tO\n\nNew Oslo\tX\tB-LOC\t\n", encoding="utf-8"
+    )
+    assert read_examples(file, ENTITIES) == [
+        TaggedExample(("Anna", "in"), ("B-PER", "O")),
+        TaggedExample(("New Oslo",), ("B-LOC",)),
+    ]
+    assert f"{file}: 2 lines without a word left out, the first is line 4" in caplog.text
 
 
 def test_squad_answers_have_their_place(tmp_path: Path) -> None:
@@ -103,6 +117,21 @@ def test_squad_v2_keeps_the_questions_without_an_answer(tmp_path: Path) -> None:
 def test_sources_are_files_in_the_data_folder_or_sets_on_the_hub() -> None:
     assert find_source(Path("data"), "mnli/train.tsv") == Path("data/mnli/train.tsv")
     assert find_source(Path("data"), "hub:nyu-mll/glue:mnli:train") == "hub:nyu-mll/glue:mnli:train"
+
+
+@pytest.mark.parametrize("key", ["context", "question"])
+def test_half_a_surrogate_pair_in_squad_says_which_file_and_where(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "q.json"
+    document = json.loads(squad([{"text": "lives", "answer_start": 5}]))
+    paragraph = document["data"][0]["paragraphs"][0]
+    (paragraph if key == "context" else paragraph["qas"][0])[key] = "Anna lives. \ud83d"
+    file.write_text(json.dumps(document))
+    expected = rf"{file}: half a surrogate pair.* at the end of 'Anna lives\. \\ud83d'"
+    with pytest.raises(DataError, match=expected):
+        read_examples(file, QUESTIONS)
+    if key == "context":
+        with pytest.raises(DataError, match=expected):
+            read_contexts(file)
 
 
 def test_a_missing_file_names_the_option(tmp_path: Path) -> None:

@@ -91,6 +91,19 @@ def test_a_set_that_does_not_fit_says_where_and_why(
     assert message in str(error.value) and str(error.value).startswith(source)
 
 
+def test_rows_without_a_label_are_skipped_where_bad_lines_allow_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """SNLI's annotators did not agree on some pairs: their label is -1."""
+    rows: dict[str, list[Any]] = {"premise": ["a", "b", "c"], "hypothesis": ["d", "e", "f"], "label": [0, -1, 1]}
+    source = parquet(tmp_path / "snli", rows, label=datasets.ClassLabel(names=["entailment", "contradiction"]))
+    assert read_examples(source, PAIR, Table(bad_lines=1)) == [TextExample("a", 1, "d"), TextExample("c", 0, "f")]
+    first = f"{source}: row 1: unknown label '-1'"
+    assert f"1 bad lines skipped, as data.table.bad_lines allows; the first: {first}" in caplog.text
+    with pytest.raises(DataError, match="row 1: unknown label '-1'"):
+        read_examples(source, PAIR)
+
+
 @pytest.mark.parametrize("source", ["hub:", "hub:imdb", "hub:a:b:c:d"])
 def test_a_source_that_names_no_split_says_how(source: str) -> None:
     with pytest.raises(DataError, match="is hub:NAME:SPLIT or hub:NAME:CONFIG:SPLIT"):

@@ -112,6 +112,9 @@ BAD: list[tuple[str, Task, Table, str, str]] = [
     ("x.jsonl", ONE, Table(), '{"text": "a", "label": 1}\n{"text"\n', "x.jsonl:2: not JSON: "),
     ("x.jsonl", ONE, Table(), '{"text": "a", "label": 1}\n{"text": 3, "label": 1}\n', "'text' is 3, must be a text"),
     ("x.jsonl", ONE, Table(), '{"text": "a", "label": 1}\n{"text": "b"}\n', "x.jsonl:2: there is no 'label'"),
+    ("x.jsonl", ONE, Table(), '{"text": "a", "label": 1}\n{"text": "ok \\ud83d.", "label": 1}\n',
+     "x.jsonl:2: half a surrogate pair, such as half an emoji, at the end of 'ok \\ud83d'"),
+    ("x.jsonl", PAIR, Table(), '{"text": "a", "text_pair": "\\ude00", "label": 1}\n', "x.jsonl:1: half a surrogate"),
     ("x.jsonl", ONE, Table(), '{"text": "a", "label": true}\n', "x.jsonl:1: unknown label 'True'"),
 ]  # fmt: skip
 
@@ -135,3 +138,9 @@ def test_as_many_bad_lines_as_allowed_are_skipped_and_counted(tmp_path: Path, ca
     assert f"2 bad lines skipped, as data.table.bad_lines allows; the first: {first}" in caplog.text
     with pytest.raises(DataError, match=r":4: .* \(and 1 bad lines before it"):
         read_table(file, ONE, Table(bad_lines=1))
+
+
+def test_half_a_surrogate_pair_is_a_bad_line_and_a_whole_one_is_an_emoji(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"text": "\\ud83d\\ude00", "label": 1}\n{"text": "\\ud83d", "label": 1}\n')
+    assert read_table(file, ONE, Table(bad_lines=1)) == [TextExample("\U0001f600", 1)]

@@ -73,6 +73,23 @@ def test_half_of_the_pairs_follow_and_the_first_part_ends_with_a_sentence() -> N
     assert np.mean(corpus.tokens[rows[:, 1] - 1] == STOP) > 0.9
 
 
+def test_where_the_second_part_begins_does_not_tell_whether_it_follows() -> None:
+    corpus = corpus_of([5_000] * 20)
+    rows = cut(corpus, task(64, True))
+    begins = corpus.tokens[rows[:, 2] - 1] == STOP
+    following, other = (begins[rows[:, 4] == label].mean() for label in (0, 1))
+    assert following > 0.9 and other == pytest.approx(following, abs=0.03)
+
+
+@pytest.mark.parametrize("next_sentence", [False, True])
+def test_a_limit_gives_the_first_windows_of_all(next_sentence: bool) -> None:
+    corpus, one = corpus_of([300] * 40), task(40, next_sentence)
+    every = cut(corpus, one)
+    assert every.dtype == np.int64 and len(every) > 50
+    for limit, expected in ((0, every), (7, every[:7]), (10_000, every)):
+        assert np.array_equal(cut_segments(corpus, np.arange(40), one, 0.1, TOKENIZER, 0, limit), expected)
+
+
 def windows(next_sentence: bool = False, seed: int = 5, lengths: tuple[int, ...] = (3000, 3000)) -> MaskedWindows:
     corpus = corpus_of(list(lengths))
     return MaskedWindows(corpus, cut(corpus, task(64, next_sentence)), TOKENIZER, 0.15, seed)

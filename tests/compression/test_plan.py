@@ -1,17 +1,25 @@
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
-from compression import files, plan, run
+from compression import files, plan, processes, run
 from compression.checkpoint import load_model
 from compression.cli import app
 from compression.encode import Window
 from compression.failures import TrainingError
+from compression.loop import Stage, open_loop
 from compression.read_recipe import parse_recipe
+from compression.recipe import Recipe, Training
 from tests.compression import tiny
+
+OBERT = 'criterion = "obert"\nfisher = {gradients = 4, batch_size = 4, block = 8}'
 
 
 def prepared(tmp_path: Path, **changes: str) -> run.Prepared:
@@ -73,12 +81,51 @@ def test_activations_grow_with_windows_and_hold_what_the_layers_need(tmp_path: P
     assert kept[1] - kept[0] >= 4 * 20 * 2 * (2 * 32 + 32 + 64)
 
 
+def test_gradients_that_are_not_clipped_are_left_as_they_are(tmp_path: Path) -> None:
+    one = prepared(tmp_path)
+    seen: dict[float, list[Tensor]] = {}
+    for most in (1e-3, 1e9, math.inf):
+        torch.manual_seed(0)  # the head starts at random
+        model = load_model(one.recipe.checkpoint, one.recipe.task)
+        training = Training(learning_rate=1e-3, epochs=1, max_gradient_norm=most)
+        loop = open_loop(model, Stage("teacher", one.recipe.task.name, training, 0, one.train_windows, {}, {}), 10)
+        loop.step(1, range(16))
+        seen[most] = [parameter.detach().clone() for parameter in model.parameters()]
+    assert all(map(torch.equal, seen[math.inf], seen[1e9])), "no norm is larger"
+    assert not all(map(torch.equal, seen[math.inf], seen[1e-3]))
+
+
+def test_what_is_timed_is_one_part_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = prepared(tmp_path)
+    planned = next(planned for planned in plan.plan_rounds(one) if planned.name == "prune")
+    cut: list[tuple[int, int]] = []
+    take_parts = processes.take_parts
+
+    def watched(numbers: Sequence[int], accumulation: int) -> list[list[int]]:
+        parts = take_parts(numbers, accumulation)
+        cut.append((len(numbers), len(parts)))
+        return parts
+
+    monkeypatch.setattr(processes, "take_parts", watched)
+    plan.measure(one, planned)
+    assert set(cut) == {(1, 1), (8, 1)}, "batches of 16 in two parts"
+    assert planned.steps == 30 and plan.Cost(2.0, 0.0, {}).seconds(planned) == 2.0 * 2 * 30
+
+
 def test_a_run_that_the_disk_cannot_hold_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prepared(tmp_path)
     plan.check_disk(one)
     needed = plan.disk_needed(one)
     weights = sum(parameter.numel() for parameter in load_model(one.recipe.checkpoint, one.recipe.task).parameters())
-    assert needed > 4 * weights * (4 + 6)  # four checkpoints, twice a state of three times the weights
+    masks = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    # Four checkpoints, three of them sparse, twice a state of three times the weights and the masks, the artifact.
+    assert needed >= 4 * weights * (4 + 6 + 1) + masks * (3 + 2)
+    text = (one.folder / "recipe.toml").read_text()
+    for changes, kept in (("reselect_until = 0.5", 4 * masks), ('criterion = "movement"', 4 * masks), (OBERT, 0)):
+        recipe = parse_recipe(text.replace("[prune]", f"[prune]\n{changes}"))
+        assert isinstance(recipe, Recipe)
+        other = replace(one, recipe=recipe)
+        assert plan.disk_needed(other) - needed == 2 * kept, changes
     (one.folder / "teacher").mkdir()
     (one.folder / "teacher" / "model.safetensors").write_bytes(bytes(50_000))
     assert needed - plan.disk_needed(one) == 50_000, "what a stopped run has written already is there"

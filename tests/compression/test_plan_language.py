@@ -1,11 +1,13 @@
 """What a dry run says of a language recipe."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from compression import plan_language, pretrain
-from compression.language import load_language_model
+from compression import plan_language, pretrain, processes
+from compression.language import language_matrices, load_language_model
 from compression.plan import Cost
 from compression.read_recipe import parse_recipe
 from compression.recipe import LanguageRecipe
@@ -47,3 +49,28 @@ def test_it_trains_nothing_and_writes_nothing_into_the_run_folder(tmp_path: Path
     for name, training in recipe.stages():
         assert any(line.startswith(name) and f"40 steps of {training.batch_size} windows" in line for line in lines)
     assert "in all     about " in said and "are available" in said and "are free" in said
+
+
+def test_what_is_timed_is_one_part_of_a_batch(prepared: pretrain.PreparedText, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[tuple[int, int]] = []
+    take_parts = processes.take_parts
+
+    def watched(numbers: Sequence[int], accumulation: int) -> list[list[int]]:
+        parts = take_parts(numbers, accumulation)
+        cut.append((len(numbers), len(parts)))
+        return parts
+
+    monkeypatch.setattr(processes, "take_parts", watched)
+    training = replace(prepared.recipe.prune.training, gradient_accumulation=2)
+    plan_language.measure(prepared, "prune", training)
+    assert set(cut) == {(1, 1), (4, 1)}, "batches of 8 in two parts"
+
+
+def test_the_disk_holds_masks_and_what_is_set_aside_too(prepared: pretrain.PreparedText) -> None:
+    recipe = prepared.recipe
+    model = load_language_model(recipe.checkpoint, recipe.task, new_heads=True)
+    masks = sum(matrix.weight.numel() for matrix in language_matrices(model, recipe.task).values())
+    # Two checkpoints, one of them sparse; twice a state of weights, two moments, masks and weights set aside.
+    expected = 4 * model.num_parameters() * (2 + 2 * 3) + masks * (1 + 2 * (1 + 4))
+    prepared = replace(prepared, folder=prepared.folder / "none")
+    assert pretrain.disk_needed(prepared) == expected

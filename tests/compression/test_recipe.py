@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -82,6 +83,14 @@ def test_the_papers_recipes_are_the_published_steps(stem: str) -> None:
     assert (recipe.task.window, recipe.text.short, recipe.text.validation, recipe.task.masked) == (512, 0.1, 0.05, 0.15)
 
 
+@pytest.mark.parametrize("task", ["squad", "squad2", "sst2", "mnli", "qqp", "qnli", "mrpc", "rte", "cola"])
+def test_what_follows_intels_scripts_clips_as_little_as_they_do(task: str) -> None:
+    recipe = load_recipe(SHIPPED[0].parent / f"bert-base-90-{task}.toml")
+    assert isinstance(recipe, Recipe) and recipe.transfer is not None
+    assert recipe.transfer.training.max_gradient_norm == recipe.quantize.training.max_gradient_norm == math.inf
+    assert recipe.teacher.max_gradient_norm == 1.0, "BERT's own fine-tuning clips"
+
+
 def test_values_arrive_typed_and_defaults_hold(tmp_path: Path) -> None:
     recipe = parse_recipe(text(tmp_path))
     assert isinstance(recipe, Recipe) and recipe.prune is not None
@@ -97,6 +106,12 @@ def test_values_arrive_typed_and_defaults_hold(tmp_path: Path) -> None:
         ("[prune]", "[prun]", "unknown key 'prun'; did you mean 'prune'"),
         ("seed = 3", 'seed = "three"', "'seed' must be int, got 'three'"),
         ("seed = 3", "seed = true", "'seed' must be int, got True"),
+        ("seed = 3", "seed = -1", "'seed' is -1; it must be in [0, 4294967196)"),
+        ("seed = 3", "seed = 4294967196", "'seed' is 4294967196; it must be in"),
+        ("epochs = 1\n", "epochs = inf\n", "steps' is (inf, 0); it must be one of the two, > 0 and finite"),
+        ("epochs = 1\n", "epochs = 1\nweight_decay = inf\n", "training.weight_decay' is inf; it must be >= 0 and"),
+        ("[prune.training]", "distillation = {temperature = inf}\n[prune.training]", "temperature' is inf; it must be"),
+        ("[prune.training]", "distillation = {teacher = inf}\n[prune.training]", "teacher' is inf; it must be >= 0"),
         ("sparsity = 0.8", "sparsity = 1.0", "'prune.sparsity' is 1.0; it must be in [0, 1)"),
         ("end = 0.5", "end = 0.0", "0 <= start < end <= 1"),
         ("window = 32", "window = 4", "'task.window' is 4; it must be >= 16 tokens"),
@@ -162,6 +177,7 @@ def test_a_mistake_is_named_with_its_key_value_and_limit(tmp_path: Path, old: st
         ('criterion = "movement"\ninitial = 0.1', "0 where pruning begins at once: nothing has moved yet"),
         ('criterion = "obert"\npattern = "4x1"', "'prune.fisher.block' is 50; it must be a multiple of 4"),
         ('criterion = "obert"\nfisher = {damping = 0}', "'prune.fisher.damping' is 0.0; it must be > 0"),
+        ('criterion = "obert"\nfisher = {damping = inf}', "'prune.fisher.damping' is inf; it must be > 0 and finite"),
         ('criterion = "obert"\nfisher = {gradients = 0}', "'prune.fisher.gradients' is 0; it must be >= 1"),
         ('criterion = "obert"\nfisher = {grads = 9}', "did you mean 'prune.fisher.gradients'"),
         ('criterion = "obert"\n[prune.training]\nmixed_precision = "fp16"', "which fp16 would scale"),
@@ -177,6 +193,12 @@ def test_a_mistake_in_how_to_prune_is_named(tmp_path: Path, settings: str, messa
     with pytest.raises(RecipeError) as error:
         parse_recipe(good)
     assert message in str(error.value)
+
+
+def test_a_threshold_is_a_number(tmp_path: Path) -> None:
+    good = text(tmp_path, "no-answer")
+    with pytest.raises(RecipeError, match=r"'task\.no_answer_threshold' is nan; it must be finite"):
+        parse_recipe(good.replace("no_answer = true", "no_answer = true\nno_answer_threshold = nan"))
 
 
 def test_an_answer_is_no_longer_than_a_window(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The whole second-order step on real small models, in one process and in two."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import engine
-from compression import prune, surgeon
+from compression import fisher, prune, surgeon
 from compression.checkpoint import encoder_matrices, load_model
 from compression.cli import app
+from compression.failures import InterruptedTrainingError
 from compression.loop import Stage
 from compression.objective import collate, output_of, task_loss
 from compression.patterns import pattern_of
@@ -123,6 +125,38 @@ def test_parts_build_on_each_other(tmp_path: Path) -> None:
     second = surgeon.operate(subject, first, 0.6, settings, (1,))
     assert prune.mask_sparsity(second) == pytest.approx(0.6, abs=1e-3)
     assert not any((second[name] & ~first[name]).any() for name in first)
+
+
+def test_a_stop_is_not_kept_waiting_for_the_matrices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compression.train.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("compression.train.SAVE_COST", 0.0)
+    one = prepared(tmp_path, "text-classification")
+    settings = Prune(0.8, TRAINING, criterion="obert", end=0.5, update_every=20, fisher=FISHER)
+
+    def trained_on(folder: Path) -> list[Tensor]:
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(0)  # the head starts at random
+        model = load_model(one.recipe.checkpoint, one.recipe.task)
+        matrices = encoder_matrices(model)
+        task = one.recipe.task.name
+        train(model, Stage("prune", task, TRAINING, 0, one.train_windows, matrices, {}, schedule=settings), folder)
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    added, add = [0], fisher.add_gradient
+    last = 10 * 12  # the second batch of eight at the second cut, its twelfth matrix
+
+    def killed(*given: Any) -> None:
+        added[0] += 1
+        if added[0] == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        add(*given)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedTrainingError) as error:
+        patch.setattr(fisher, "add_gradient", killed)
+        trained_on(tmp_path / "stopped")
+    assert "prune: stopped while its Fisher matrices were measured; what was saved before is kept" in str(error.value)
+    assert error.value.number == signal.SIGTERM and added[0] == last
+    assert all(map(torch.equal, trained_on(tmp_path / "stopped"), trained_on(tmp_path / "whole")))
 
 
 def test_a_run_with_fewer_layers_and_blocks_ends_in_an_artifact(tmp_path: Path) -> None:

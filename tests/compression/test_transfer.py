@@ -134,14 +134,56 @@ def finetuned(folder: Path, labels: tuple[str, ...]) -> Path:
 def test_a_fine_tuned_teacher_is_taken_as_it_is(tmp_path: Path) -> None:
     one = prepared(tmp_path)
     published = finetuned(tmp_path / "published", ("NEGATIVE", "POSITIVE"))
-    text = (tmp_path / "run" / "recipe.toml").read_text()
-    start, end = text.index("[teacher]"), text.index("[transfer.training]")
-    text = f'{text[:start]}[teacher]\ncheckpoint = "{published}"\n\n{text[end:]}'
+    text = taken_as_it_is(tmp_path, published)
     recipe = parse_recipe(text)
     assert isinstance(recipe, Recipe) and next(name for name, _ in recipe.stages()) == "transfer"
     taken = run.fit_teacher(run.prepare(recipe, text, tmp_path, tmp_path / "other"))
     theirs, ours = (load_model(str(folder), one.recipe.task).state_dict() for folder in (published, taken))
     assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def taken_as_it_is(folder: Path, teacher: Path) -> str:
+    """The text of a recipe that takes `teacher` without training it."""
+    sparse = tiny.sparse_checkpoint(folder / "sparse")
+    text = tiny.transfer_recipe(TASK, sparse, tiny.checkpoint(folder / "dense"), folder)
+    start, end = text.index("[teacher]"), text.index("[transfer.training]")
+    return f'{text[:start]}[teacher]\ncheckpoint = "{teacher}"\n\n{text[end:]}'
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("positive", "negative"), "answers ['positive', 'negative'], the recipe ['negative', 'positive']"),
+        ((), "is not fine-tuned for text-classification: it lacks classifier."),
+    ],
+)
+def test_check_holds_a_teacher_that_is_taken_as_it_is_against_the_recipe(
+    tmp_path: Path, labels: tuple[str, ...], message: str
+) -> None:
+    teacher = finetuned(tmp_path / "t", labels) if labels else tiny.checkpoint(tmp_path / "t")
+    (tmp_path / "r.toml").write_text(taken_as_it_is(tmp_path, teacher))
+    result = CliRunner().invoke(app, ["check", str(tmp_path / "r.toml"), "--data", str(tmp_path)])
+    assert result.exit_code == 2 and message in result.output
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_teacher_whose_unnamed_outputs_are_in_another_order_is_doubted(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, swapped: bool
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(finished / "run" / "teacher")
+    model.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    if swapped:
+        for parameter in model.get_submodule("classifier").parameters():
+            parameter.data = parameter.data.flip(0)
+    published = tiny.checkpoint(tmp_path / "published")
+    model.save_pretrained(published)
+    text = taken_as_it_is(tmp_path, published)
+    recipe = parse_recipe(text)
+    assert isinstance(recipe, Recipe)
+    for _ in range(2):  # a run that goes on is as wrong as before
+        caplog.clear()
+        run.fit_teacher(run.prepare(recipe, text, tmp_path, tmp_path / "run"))
+        assert ("knowing nothing gives 0.5000: are its outputs in another order" in caplog.text) == swapped
 
 
 @pytest.mark.parametrize(
