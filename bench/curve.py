@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from bench.accuracy import RESULTS
 from bench.embedded import NAMES, RECIPES
+from bench.judge.page import GOAL
 from bench.models import EMBEDDED
 from bench.record import RECORDS, read_rows, write_rows
 from bench.results import with_results
@@ -24,8 +25,6 @@ SPARSITIES: Final = (0.8, 0.85, 0.9, 0.95)
 ROWS: Final = RECORDS / "curve" / "rows.csv"
 PICTURE: Final = RESULTS.with_name("curve.png")
 BEGIN, END = "<!-- curve: python -m bench.curve report -->", "<!-- end of curve -->"
-# A result worth embedding: less than this is lost.
-WANTED: Final = 0.01
 
 Row = Mapping[str, Any]
 
@@ -133,7 +132,7 @@ def table(rows: Sequence[Row]) -> str:
         lost = f"{100 * loss(row):.1f} %"
         lines.append(
             f"| {row['model']}, {row['set']} | {100 * float(row['sparsity']):.0f} % | {scores} | "
-            f"{f'**{lost}**' if loss(row) < WANTED else lost} | {float(row['encoder_ratio']):.0f}x | "
+            f"{f'**{lost}**' if loss(row) < GOAL else lost} | {float(row['encoder_ratio']):.0f}x | "
             f"{int(row['bytes']) / 1e6:.1f} MB |"
         )
     return "\n".join(lines)
@@ -150,7 +149,7 @@ def draw(rows: Sequence[Row], target: Path) -> None:
     for name in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in rows if row["model"] == name]
         axes.plot([100 * float(row["sparsity"]) for row in mine], [100 * loss(row) for row in mine], "o-", label=name)
-    axes.axhline(100 * WANTED, color="grey", linestyle=":", label="1 %")
+    axes.axhline(100 * GOAL, color="grey", linestyle=":", label="1 %")
     axes.set(xlabel="zeros of the encoder, %", ylabel="lost of the dense teacher's score, %", ylim=(-0.5, None))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

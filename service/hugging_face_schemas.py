@@ -143,11 +143,6 @@ class QuestionAnsweringBody(Strict):
             return [f"/inputs/{i}" for i in range(len(self.inputs))]
         return ["/inputs"] * self.inputs.count
 
-    @property
-    def count(self) -> int:
-        """How many inputs there are."""
-        return len(self.inputs) if isinstance(self.inputs, list) else self.inputs.count
-
 
 class TextClassificationBody(Inputs[TextOrPair]):
     """Label a text, or a pair of texts where the model reads pairs."""

@@ -168,11 +168,6 @@ class Inputs(Strict, Generic[Item]):
 
     inputs: OneOrMany[Item]
 
-    @property
-    def count(self) -> int:
-        """How many inputs there are."""
-        return len(self.inputs) if isinstance(self.inputs, list) else 1
-
     def items(self) -> list[Item]:
         """Return the inputs as a list."""
         return self.inputs if isinstance(self.inputs, list) else [self.inputs]

@@ -64,7 +64,11 @@ def _share_lost(table: Tables) -> float | None:
     dense = fact(table, "dense")
     if "scores" not in table or not dense:
         return None
-    return 1 - float(table["scores"][0]["score"]) / (METRICS[fact(table, "metric")][1] * float(dense))
+    main = table["scores"][0]
+    for row in table.get("floats", ()):  # where they are of all its examples: the manifest's numbers are rounded
+        if (row["set"], row["model"], row["examples"]) == (main["set"], _ONE, main["examples"]):
+            return float(row["loss"]) / 100
+    return 1 - float(main["score"]) / (METRICS[fact(table, "metric")][1] * float(dense))
 
 
 def _goal(found: Mapping[str, Tables]) -> str:

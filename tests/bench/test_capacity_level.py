@@ -16,6 +16,7 @@ def test_a_quick_run_makes_a_record(tmp_path: Path) -> None:
     assert [(row["workload"], row["share"]) for row in load] == [
         (name, share) for name in WORKLOADS for share in SHARES
     ]
+    assert all(row["requests"] > 0 for row in load)
     # All of them on a machine of one's own; one that is shared may stall longer than a request may take.
     assert any(row["errors"] == 0 and row["requests"] > 5 for row in load if row["share"] < 0.6)
     for row in found["steady"]:

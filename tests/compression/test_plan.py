@@ -1,5 +1,4 @@
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from compression import files, plan, processes, run
+from compression import files, plan, run
 from compression.checkpoint import load_model
 from compression.cli import app
 from compression.encode import Window
@@ -98,15 +97,7 @@ def test_gradients_that_are_not_clipped_are_left_as_they_are(tmp_path: Path) -> 
 def test_what_is_timed_is_one_part_of_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prepared(tmp_path)
     planned = next(planned for planned in plan.plan_rounds(one) if planned.name == "prune")
-    cut: list[tuple[int, int]] = []
-    take_parts = processes.take_parts
-
-    def watched(numbers: Sequence[int], accumulation: int) -> list[list[int]]:
-        parts = take_parts(numbers, accumulation)
-        cut.append((len(numbers), len(parts)))
-        return parts
-
-    monkeypatch.setattr(processes, "take_parts", watched)
+    cut = tiny.watch_parts(monkeypatch)
     plan.measure(one, planned)
     assert set(cut) == {(1, 1), (8, 1)}, "batches of 16 in two parts"
     assert planned.steps == 30 and plan.Cost(2.0, 0.0, {}).seconds(planned) == 2.0 * 2 * 30

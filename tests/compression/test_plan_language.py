@@ -1,12 +1,11 @@
 """What a dry run says of a language recipe."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from compression import plan_language, pretrain, processes
+from compression import plan_language, pretrain
 from compression.language import language_matrices, load_language_model
 from compression.plan import Cost
 from compression.read_recipe import parse_recipe
@@ -52,15 +51,7 @@ def test_it_trains_nothing_and_writes_nothing_into_the_run_folder(tmp_path: Path
 
 
 def test_what_is_timed_is_one_part_of_a_batch(prepared: pretrain.PreparedText, monkeypatch: pytest.MonkeyPatch) -> None:
-    cut: list[tuple[int, int]] = []
-    take_parts = processes.take_parts
-
-    def watched(numbers: Sequence[int], accumulation: int) -> list[list[int]]:
-        parts = take_parts(numbers, accumulation)
-        cut.append((len(numbers), len(parts)))
-        return parts
-
-    monkeypatch.setattr(processes, "take_parts", watched)
+    cut = tiny.watch_parts(monkeypatch)
     training = replace(prepared.recipe.prune.training, gradient_accumulation=2)
     plan_language.measure(prepared, "prune", training)
     assert set(cut) == {(1, 1), (4, 1)}, "batches of 8 in two parts"

@@ -1,9 +1,10 @@
 """Small real things for the compression tests: checkpoints with random weights, data files, recipes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -20,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from compression import prune
+from compression import processes, prune
 from compression.checkpoint import encoder_matrices
 from compression.pattern import save_masks
 
@@ -336,6 +337,20 @@ def sparse_checkpoint(folder: Path, sparsity: float = 0.8, *, masks: bool = True
     if masks:
         save_masks(chosen, folder)
     return folder
+
+
+def watch_parts(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Return a list that gets the windows and the parts of every batch that is cut from now on."""
+    cut: list[tuple[int, int]] = []
+    take_parts = processes.take_parts
+
+    def watched(numbers: Sequence[int], accumulation: int) -> list[list[int]]:
+        parts = take_parts(numbers, accumulation)
+        cut.append((len(numbers), len(parts)))
+        return parts
+
+    monkeypatch.setattr(processes, "take_parts", watched)
+    return cut
 
 
 class Stop(Exception):  # noqa: N818

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 
 import httpx
 import pytest
@@ -22,6 +22,7 @@ from service.settings import Settings
 from tests.service import artifacts
 from tests.service.artifacts import CLS
 from tests.service.test_server import Process, running
+from tests.waiting import until
 
 CONFIG = Path(__file__).parents[2] / "docs" / "haproxy.cfg"
 HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
@@ -66,7 +67,7 @@ class Pair:
             if name not in self.servers or self.servers[name].process.poll() is not None:
                 server = running(self._models, self._ports[name], **SETTINGS)
                 self.servers[name] = self._stack.enter_context(server)
-            wait_until(lambda name=name: self.said(name)["status"] == "UP")
+            until(lambda name=name: self.said(name)["status"] == "UP")
 
     def said(self, name: str) -> dict[str, str]:
         """Return what the proxy's statistics have about a server."""
@@ -93,13 +94,6 @@ def free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
     raise AssertionError("no free ports between 20000 and 30000")
-
-
-def wait_until(happened: Callable[[], object]) -> None:
-    end = monotonic() + PATIENCE
-    while not happened():
-        assert monotonic() < end, f"not in {PATIENCE} s"
-        sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +129,10 @@ def load(ask: Callable[[], str]) -> Iterator[list[Asked]]:
     for thread in callers:
         thread.start()
     try:
-        wait_until(lambda: len(asked) >= 2 * CLIENTS)
+        until(lambda: len(asked) >= 2 * CLIENTS)
         yield asked
         after = len(asked)
-        wait_until(lambda: len(asked) >= after + 2 * CLIENTS)
+        until(lambda: len(asked) >= after + 2 * CLIENTS)
     finally:
         enough.set()
         for thread in callers:
@@ -190,7 +184,7 @@ def test_no_request_fails_while_one_server_after_the_other_is_restarted(pair: Pa
 
 def kill(server: Process) -> tuple[float, float]:
     """Kill a server that has a request; return when it was told, and when it was gone."""
-    wait_until(lambda: server.metric("sparselane_inflight_requests"))
+    until(lambda: server.metric("sparselane_inflight_requests"))
     told = monotonic()
     server.process.send_signal(signal.SIGKILL)
     server.process.wait()

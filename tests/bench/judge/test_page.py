@@ -77,6 +77,12 @@ def test_a_line(record: Path, line: str) -> None:
     assert line in page(record).splitlines()
 
 
+def test_what_is_lost_is_that_of_all_the_examples_where_it_was_measured(record: Path) -> None:
+    """The manifest's scores are rounded: 0.754 % came out as 0.7 in one table and as 0.8 in another."""
+    records.keep(record, "reviews", "floats", "abc", [{**row, "examples": 1000} for row in FLOATS])
+    assert "| 81.0 (78.5 to 83.2) | 2.5 % | 90.0 % | 0.0 MB |" in page(record)
+
+
 def test_rows_of_other_weights_are_left_out(record: Path) -> None:
     assert records.is_done(record, "reviews", "errors", "abc")
     records.keep(record, "reviews", "errors", "former", ERRORS)
